@@ -1,0 +1,3 @@
+"""The backends by file suffix; importing this file imports no backend."""
+
+BACKENDS: dict[str, str] = {}

@@ -1,0 +1,1 @@
+"""Front ends: ONNX and torch in, Program out."""

@@ -1,0 +1,1 @@
+"""The Program, its dimensions, shapes and operator facts."""

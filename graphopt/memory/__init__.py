@@ -1,0 +1,1 @@
+"""Dataflow, lifetimes, placement, plan and verifier: knows neither ONNX nor torch."""

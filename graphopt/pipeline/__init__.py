@@ -1,0 +1,1 @@
+"""Passes, the pipeline that runs them, and instruments."""
