@@ -1,5 +1,4 @@
-"""The one view that memory analysis works on: values, steps, who reads, who writes. Knows no
-dialect.
+"""The one view that memory analysis works on: values and steps; knows no dialect.
 
 A *value* is a tensor with a size in bytes. A *step* is one execution of a node: it reads values
 and writes values. What must share storage (views) and what may (in-place writes) are facts of the
@@ -128,9 +127,9 @@ class Dataflow:
                     raise InvariantError(
                         "dataflow-invalid", f"step '{step.name}' aliases values it does not touch"
                     )
-        for index, value in enumerate(self.values):
-            if index not in self._writer and value.role is Role.ACTIVATION:
-                raise InvariantError("dataflow-invalid", f"nobody writes '{value.name}'")
+        for index, held in enumerate(self.values):
+            if index not in self._writer and held.role is Role.ACTIVATION:
+                raise InvariantError("dataflow-invalid", f"nobody writes '{held.name}'")
 
     def writer(self, value: int) -> int | None:
         """Return the index of the step that writes ``value``, None for inputs and weights."""

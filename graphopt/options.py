@@ -1,0 +1,108 @@
+"""The options of a compile: checked once, at the door."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graphopt.errors import OptionError, UnsupportedError
+from graphopt.limits import MemoryLimit
+from graphopt.numerics.compare import Tolerance
+from graphopt.pipeline.base import Pass
+from graphopt.pipeline.options import near_miss
+from graphopt.targets.schema import Target
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Everything ``graphopt.compile`` can be told, besides the model and its inputs.
+
+    Attributes are documented in ``graphopt.compile``. Options that are not served yet raise
+    ``UnsupportedError`` when they ask for anything; none is accepted and ignored.
+    """
+
+    target: str | os.PathLike[str] | Target = "cpu"
+    dynamic_shapes: Any = None
+    bindings: Mapping[str, int] | None = None
+    precision: Any = None
+    sparsity: Any = None
+    calibration_data: Iterable[Any] | None = None
+    memory_limit: MemoryLimit = None
+    objective: str = "memory"
+    max_recompute: float = 0.0
+    passes: Sequence[str | Pass] | None = None
+    skip_passes: Sequence[str] = ()
+    verify: bool | Tolerance = True
+    dump_dir: str | os.PathLike[str] | None = None
+    seed: int = 0
+    progress: Progress | None = None
+    trust: bool = False
+    verify_each: bool = False
+    keep_metadata: bool = False
+
+    def __post_init__(self) -> None:
+        _refuse_unserved(self)
+        for name, size in (self.bindings or {}).items():
+            if isinstance(size, bool) or not isinstance(size, int):
+                raise OptionError(
+                    "option-type", f"binding of '{name}' is {size!r}, expected a size"
+                )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise OptionError("option-type", f"seed is {self.seed!r}, expected a whole number")
+        if not isinstance(self.verify, (bool, Tolerance)):
+            raise OptionError(
+                "option-type", f"verify is {self.verify!r}, expected True, False or a Tolerance"
+            )
+        if isinstance(self.skip_passes, str) or isinstance(self.passes, str):
+            raise OptionError("option-type", "passes and skip_passes are sequences of names")
+
+    @property
+    def tolerance(self) -> Tolerance | None:
+        """The tolerance to verify with, None for no verification."""
+        if isinstance(self.verify, Tolerance):
+            return self.verify
+        return Tolerance() if self.verify else None
+
+    @property
+    def dump_path(self) -> Path | None:
+        """The folder for dumps."""
+        return None if self.dump_dir is None else Path(self.dump_dir)
+
+
+def options_from(keywords: Mapping[str, Any]) -> CompileOptions:
+    """Return the options that ``keywords`` spell.
+
+    Raises:
+        OptionError: a keyword is unknown (with the closest known one), or a value is of a wrong
+            type.
+        UnsupportedError: an option asks for something that is not served yet.
+    """
+    known = [name for name in CompileOptions.__dataclass_fields__ if not name.startswith("_")]
+    for name in keywords:
+        if name not in known:
+            raise OptionError(
+                "keyword-unknown",
+                f"compile() has no keyword '{name}'",
+                hint=near_miss(name, known, "help(graphopt.compile)"),
+            )
+    return CompileOptions(**keywords)
+
+
+def _refuse_unserved(options: CompileOptions) -> None:
+    unserved = {
+        "precision": options.precision is not None,
+        "sparsity": options.sparsity is not None,
+        "calibration_data": options.calibration_data is not None,
+        "objective": options.objective != "memory",
+        "max_recompute": options.max_recompute != 0,
+    }
+    for name, asked in unserved.items():
+        if asked:
+            raise UnsupportedError(
+                "option-not-served",
+                f"{name}={getattr(options, name)!r} is not served by this version",
+                hint=f"leave {name} at its default",
+            )
