@@ -61,7 +61,8 @@ def check_limits(plan: MemoryPlan, limits: Mapping[str, int], report: object = N
             raise OptionError(
                 "limit-not-provable",
                 f"pool '{pool.name}' is limited to {allowed} bytes, but "
-                f"{len(plan.not_planned)} values have no known size: '{first.name}' ({first.reason})",
+                f"{len(plan.not_planned)} values have no known size: "
+                f"'{first.name}' ({first.reason})",
                 hint="bind the named dimensions (--dim NAME=SIZE), or give them upper bounds",
             )
 
@@ -86,6 +87,6 @@ def _advice(pool: PoolPlan, allowed: int) -> str:
         )
     return (
         f"arena {pool.arena_bytes}, weights {pool.weight_bytes}, inputs and outputs "
-        f"{pool.io_bytes} bytes; no order-preserving plan needs less arena than {pool.lower_bound_bytes} bytes. "
+        f"{pool.io_bytes} bytes; in this order no arena is below {pool.lower_bound_bytes} bytes. "
         "Smaller inputs (--dim) or another target are what is left"
     )

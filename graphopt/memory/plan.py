@@ -65,10 +65,10 @@ class PlannedStep(_Data):
 class PoolPlan(_Data):
     """What the plan takes from one pool.
 
-    ``total_bytes = arena_bytes + weight_bytes + io_bytes``. ``overhead_bytes`` is what the process of
-    the runtime takes besides, stated beside the plan and in no sum. ``lower_bound_bytes`` is the
-    proven least arena for this order and these buffers, ``fragmentation`` their ratio; ``optimal``
-    says that no smaller arena exists for them.
+    ``total_bytes = arena_bytes + weight_bytes + io_bytes``. ``overhead_bytes`` is what the
+    process of the runtime takes besides, stated beside the plan and in no sum.
+    ``lower_bound_bytes`` is the proven least arena for this order and these buffers,
+    ``fragmentation`` their ratio; ``optimal`` says that no smaller arena exists for them.
     """
 
     name: str

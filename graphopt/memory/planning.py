@@ -83,7 +83,22 @@ def make_plan(
     pool = target.pool_for("activation")
     rules = Rules(pool.alignment, target.runtime.in_place, target.runtime.io_in_arena)
     flow = dataflow_of(program, sizes, lambda body: body_arena_bytes(body, rules))
-    return assemble(program, target, sizes, flow, rules, effort)
+    return assemble(_model_facts(program, sizes), target, flow, rules, effort)
+
+
+def verify_for_program(
+    plan: MemoryPlan, program: Program, target: Target, upper_bounds: Mapping[str, Dim]
+) -> None:
+    """Verify a plan that came from a file against the model and the sizes that it states.
+
+    Raises:
+        InvariantError: the plan is wrong for this model.
+        OptionError: the sizes it states are not sizes of this model.
+    """
+    sizes = choose_bindings(program, plan.model.bindings, upper_bounds)
+    pool = target.pool_for("activation")
+    rules = Rules(pool.alignment, target.runtime.in_place, target.runtime.io_in_arena)
+    verify_plan(plan, dataflow_of(program, sizes, lambda body: body_arena_bytes(body, rules)))
 
 
 def peak_of(
@@ -130,7 +145,7 @@ def body_arena_bytes(body: Dataflow, rules: Rules) -> int:
 
 
 def assemble(
-    program: Program, target: Target, sizes: Sizes, flow: Dataflow, rules: Rules, effort: Effort
+    facts: ModelFacts, target: Target, flow: Dataflow, rules: Rules, effort: Effort
 ) -> MemoryPlan:
     """Return the verified plan of ``flow``, whose steps are in their final order."""
     aliasing = resolve_aliases(flow, in_place=rules.in_place, io_in_arena=rules.io_in_arena)
@@ -146,7 +161,7 @@ def assemble(
     plan = MemoryPlan(
         tool="graphopt",
         version=__version__,
-        model=_model_facts(program, sizes),
+        model=facts,
         target=target.model_dump(mode="json"),
         target_sha256=target.digest(),
         runtime=RuntimeFacts(

@@ -1,0 +1,89 @@
+"""``graphopt compile``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from graphopt.cli.common import (
+    Loaded,
+    note,
+    parse_dims,
+    parse_limits,
+    progress_line,
+    text_style,
+    write_text,
+)
+from graphopt.cli.config import config_to_toml, merge_config
+from graphopt.cli.outcome import print_json
+from graphopt.errors import OptionError, UnsupportedError
+from graphopt.result import CompileResult
+
+
+def run_compile(
+    options: dict[str, Any], *, config: Path | None, save_config: Path | None, as_json: bool
+) -> None:
+    """Compile, print the table (or JSON), write what was asked for."""
+    if config is not None:
+        options = merge_config(options, config)
+    output: Path | None = options["output"]
+    if output is None and not options["dry_run"] and save_config is None:
+        raise OptionError(
+            "output-missing", "nowhere to write the result", hint="give -o OUT.onnx, or --dry-run"
+        )
+    if save_config is not None:
+        write_text(save_config, config_to_toml(options))
+        note(f"wrote {save_config}")
+        if output is None and not options["dry_run"]:
+            return
+    result = _compile(options)
+    written: list[Path] = []
+    if output is not None and not options["dry_run"]:
+        written = result.save(output, external_data=options["external_data"])
+    if options["report"] is not None:
+        written.append(result.to_html(options["report"]))
+    if options["plan"] is not None:
+        write_text(options["plan"], result.plan.to_json(), result.input_files)
+        written.append(options["plan"])
+    if as_json:
+        print_json({**result.to_dict(), "files": [str(path) for path in written]})
+        return
+    print(result.summary(**text_style()))
+    for path in written:
+        note(f"wrote {path} ({path.stat().st_size:,} bytes)")
+
+
+def _compile(options: Mapping[str, Any]) -> CompileResult:
+    from graphopt.compiler import compile_model
+    from graphopt.numerics.compare import Tolerance
+    from graphopt.options import CompileOptions
+
+    if options["calibration"] is not None:
+        raise UnsupportedError(
+            "option-not-served",
+            f"--calib {options['calibration']} is not served by this version",
+            hint="leave --calib out",
+        )
+    loaded = Loaded(options["model"])
+    verify: bool | Tolerance = options["verify"]
+    if options["rtol"] is not None and verify:
+        verify = Tolerance(rtol=options["rtol"])
+    passes = options["passes"]
+    return compile_model(
+        loaded.model,
+        loaded.example_inputs,
+        CompileOptions(
+            target=options["target"],
+            dynamic_shapes=loaded.dynamic_shapes,
+            bindings=parse_dims(options["dim"]) or None,
+            precision=options["precision"],
+            memory_limit=parse_limits(options["memory_limit"]),
+            passes=None if passes is None else passes.split(),
+            skip_passes=tuple(options["skip_pass"]),
+            verify=verify,
+            verify_each=options["verify_each"],
+            dump_dir=options["dump"],
+            seed=options["seed"],
+            progress=progress_line(),
+            trust=options["trust"],
+        ),
+    )

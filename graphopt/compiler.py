@@ -1,0 +1,228 @@
+"""The compile itself: front end, baseline, passes, plan, limit, verification, in that order."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt.errors import OptionError
+from graphopt.ir.dims import Bounds, Dim
+from graphopt.ir.program import Program
+from graphopt.ir.shapes import infer_shapes
+from graphopt.limits import check_limits, resolve_limits
+from graphopt.memory.plan import MemoryPlan, PassBytes
+from graphopt.memory.planning import make_plan
+from graphopt.numerics.compare import Comparison, Tolerance
+from graphopt.options import CompileOptions
+from graphopt.pipeline.instruments import CompareEach, DumpText, MeasureMemory
+from graphopt.pipeline.pipeline import Instrument, PassPipeline, PassReport, build_passes
+from graphopt.result import CompileResult
+from graphopt.targets.loader import resolve_target
+from graphopt.targets.schema import Target
+
+if TYPE_CHECKING:
+    from graphopt.numerics.verify import Reference
+
+
+def compile_model(model: Any, example_inputs: Any, options: CompileOptions) -> CompileResult:
+    """Compile ``model``; see ``graphopt.compile`` for what the options mean."""
+    target = resolve_target(options.target)
+    limits = resolve_limits(options.memory_limit, target)
+    program = load_program(model, example_inputs, options)
+    original = Original(program, example_inputs, options)
+    upper_bounds = infer_shapes(program).upper_bounds
+    baseline = make_plan(program, target, options.bindings, upper_bounds=upper_bounds)
+    with original:
+        reports = _run_passes(program, target, options, upper_bounds, original)
+        upper_bounds = infer_shapes(program).upper_bounds
+        plan = make_plan(
+            program, target, options.bindings, upper_bounds=upper_bounds, effort="exact"
+        ).with_passes(tuple(_pass_bytes(report) for report in reports))
+        result = CompileResult(
+            program=program,
+            plan=plan,
+            baseline=baseline,
+            report=reports,
+            verification=None,
+            warnings=_warnings(program, target, options),
+            title=_title(program),
+            limits=limits,
+            input_files=_input_files(program),
+            input_bytes=_input_bytes(program),
+        )
+        check_limits(plan, limits, result)
+        if options.tolerance is not None:
+            result.verification = original.verify(program)
+    return result
+
+
+def plan_model(
+    model: Any,
+    target: str | os.PathLike[str] | Target,
+    bindings: Mapping[str, int] | None,
+    *,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    trust: bool = False,
+) -> MemoryPlan:
+    """Return the plan of ``model`` as it is, without rewriting anything."""
+    options = CompileOptions(
+        target=target, bindings=bindings, dynamic_shapes=dynamic_shapes, trust=trust
+    )
+    resolved = resolve_target(target)
+    program = load_program(model, example_inputs, options)
+    upper_bounds = infer_shapes(program).upper_bounds
+    return make_plan(program, resolved, bindings, upper_bounds=upper_bounds, effort="exact")
+
+
+def load_program(model: Any, example_inputs: Any, options: CompileOptions) -> Program:
+    """Return the program of any accepted kind of model.
+
+    Raises:
+        OptionError: the object is no model.
+        InvalidModelError: the file is unreadable, malformed or refused for safety.
+        UnsupportedError: the model is outside of what graphopt serves.
+    """
+    import onnx_ir as ir
+
+    if isinstance(model, (str, os.PathLike)) and Path(model).suffix == ".pt2":
+        from graphopt.frontends.pt2 import load_pt2
+        from graphopt.frontends.torch_capture import capture_torch
+
+        exported = load_pt2(Path(model), trust=options.trust)
+        return capture_torch(exported, example_inputs, dynamic_shapes=options.dynamic_shapes)
+    kind = f"{type(model).__module__}.{type(model).__name__}"
+    if isinstance(model, (str, os.PathLike, ir.Model)) or kind.startswith("onnx."):
+        from graphopt.frontends.onnx_loader import load_onnx
+
+        return load_onnx(model, bounds=_onnx_bounds(options.dynamic_shapes))
+    if _is_torch(model):
+        from graphopt.frontends.torch_capture import capture_torch
+
+        return capture_torch(model, example_inputs, dynamic_shapes=options.dynamic_shapes)
+    raise OptionError(
+        "model-unknown",
+        f"not a model: {kind}",
+        hint=(
+            "give a path, an onnx.ModelProto, an onnx_ir.Model, a torch.nn.Module, "
+            "a torch.fx.GraphModule or a torch.export.ExportedProgram"
+        ),
+    )
+
+
+def _is_torch(model: Any) -> bool:
+    """Return whether ``model`` is torch's, without importing torch for those who do not use it."""
+    return any(
+        base.__module__.partition(".")[0] == "torch"
+        and base.__name__ in ("Module", "ExportedProgram")
+        for base in type(model).__mro__
+    )
+
+
+def _onnx_bounds(dynamic_shapes: Any) -> dict[str, Bounds]:
+    """Return the bounds that ``{"x": {0: ("batch", 1, 8)}}`` states, by symbol name.
+
+    Raises:
+        OptionError: the structure is something else.
+    """
+    bounds: dict[str, Bounds] = {}
+    if dynamic_shapes is None:
+        return bounds
+    try:
+        for axes in dynamic_shapes.values():
+            for name, lower, upper in axes.values():
+                bounds[str(name)] = Bounds(int(lower), None if upper is None else int(upper))
+    except (AttributeError, TypeError, ValueError):
+        raise OptionError(
+            "dynamic-shapes-unreadable",
+            f"dynamic_shapes is {dynamic_shapes!r}",
+            hint='for ONNX models write {"input": {0: ("batch", 1, 8)}}: name, smallest, largest',
+        ) from None
+    return bounds
+
+
+@dataclass
+class Original:
+    """The model as it came in, kept to compare with; nothing is kept when nothing is compared."""
+
+    program: Program
+    example_inputs: Any
+    options: CompileOptions
+    _reference: "Reference | None" = None
+
+    def __enter__(self) -> "Original":
+        if self.options.tolerance is not None or self.options.verify_each:
+            from graphopt.numerics.verify import Reference
+
+            self._reference = Reference(
+                self.program,
+                self.example_inputs,
+                bindings=self.options.bindings or {},
+                tolerance=self.options.tolerance or Tolerance(),
+                seed=self.options.seed,
+            )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._reference is not None:
+            self._reference.close()
+
+    def verify(self, program: Program) -> Comparison:
+        """Compare ``program`` with the original; raise when it is outside the tolerance."""
+        assert self._reference is not None
+        return self._reference.verify(program)
+
+    def error_of(self, program: Program) -> float:
+        """Return the largest relative error of ``program``."""
+        assert self._reference is not None
+        return self._reference.compare(program).max_rel_error
+
+
+def _run_passes(
+    program: Program,
+    target: Target,
+    options: CompileOptions,
+    upper_bounds: Mapping[str, Dim],
+    original: Original,
+) -> list[PassReport]:
+    from graphopt.passes import default_pipeline
+
+    passes = build_passes(options.passes, options.skip_passes, default_pipeline(target))
+    instruments: list[Instrument] = [MeasureMemory(target, options.bindings, upper_bounds)]
+    if options.verify_each:
+        instruments.append(CompareEach(original.error_of))
+    if options.dump_path is not None:
+        instruments.append(DumpText(options.dump_path))
+    return PassPipeline(passes, tuple(instruments), options.progress).run(program)
+
+
+def _pass_bytes(report: PassReport) -> PassBytes:
+    return PassBytes(name=report.name, peak_before=report.peak_before, peak_after=report.peak_after)
+
+
+def _warnings(program: Program, target: Target, options: CompileOptions) -> tuple[str, ...]:
+    warnings = list(program.notes)
+    if options.tolerance is None:
+        warnings.append("verification is off: nothing shows that the result computes the same")
+    limit = target.runtime.max_opset
+    if limit is not None and program.opset > limit:
+        warnings.append(
+            f"opset {program.opset} is above what the runtime of '{target.name}' takes ({limit})"
+        )
+    return tuple(warnings)
+
+
+def _title(program: Program) -> str:
+    path = program.source.path
+    return path.name if path is not None else (program.graph.name or "model")
+
+
+def _input_files(program: Program) -> tuple[Path, ...]:
+    path = program.source.path
+    return (*((path,) if path is not None else ()), *program.source.external_files)
+
+
+def _input_bytes(program: Program) -> int | None:
+    files = _input_files(program)
+    return sum(file.stat().st_size for file in files) if files else None

@@ -1,0 +1,201 @@
+"""Compare a program with the model as it came in, both run by onnxruntime in a child process.
+
+In: the program before any pass, the user's samples or none. Out: a ``Comparison``, or an error. The
+reference is the file the user named where there is one, so that a fault of the loader shows, too.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graphopt.backends.emit_onnx import emit_onnx
+from graphopt.errors import GraphoptError, OptionError, UnsupportedError, VerificationError
+from graphopt.ir.program import Program
+from graphopt.isolation import Worker
+from graphopt.numerics.compare import Comparison, OutputError, Tolerance, compare_outputs
+from graphopt.numerics.feeds import Feed, make_feed, size_choices
+
+_MAX_TRIES = 12
+Outputs = dict[str, npt.NDArray[Any]]
+
+
+class Reference:
+    """The original model with its outputs on the samples; compares programs with it.
+
+    Args:
+        program: The model before any pass. example_inputs: The user's samples: a tuple, a
+        dictionary, or a list of either; None: seeded.
+        bindings: Sizes of named dimensions for seeded samples.
+        tolerance: What is accepted.
+        seed: Seed of the samples.
+
+    Raises:
+        UnsupportedError: onnxruntime does not run the original on any samples.
+        OptionError: the user's samples do not match the inputs.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        example_inputs: Any,
+        *,
+        bindings: Mapping[str, int],
+        tolerance: Tolerance,
+        seed: int,
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="graphopt-verify-")
+        self._worker = Worker()
+        self._tolerance = tolerance
+        self._sizes: list[dict[str, int]] = []
+        try:
+            self._path = self._original_path(program)
+            if example_inputs is None:
+                self._inputs = "seeded"
+                self._feeds, self._expected = self._seeded(program, bindings, tolerance, seed)
+            else:
+                self._inputs = "user"
+                self._feeds = user_feeds(program, example_inputs)
+                self._expected = [self._run(self._path, feed) for feed in self._feeds]
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop the child and remove the temporary files."""
+        self._worker.close()
+        self._folder.cleanup()
+
+    def compare(self, program: Program) -> Comparison:
+        """Return how far ``program`` is from the original."""
+        path = Path(self._folder.name) / "candidate.onnx"
+        emit_onnx(program, path)
+        merged: dict[str, OutputError] = {}
+        for feed, expected in zip(self._feeds, self._expected, strict=True):
+            names = {value.name for value in program.graph.inputs}
+            found = self._run(path, {n: a for n, a in feed.items() if n in names})
+            for output in compare_outputs(expected, found, self._tolerance):
+                merged.setdefault(output.name, OutputError(output.name)).merge(output)
+        for stale in Path(self._folder.name).glob("candidate*"):
+            stale.unlink()
+        return Comparison(
+            outputs=list(merged.values()),
+            samples=len(self._feeds),
+            inputs=self._inputs,
+            tolerance=self._tolerance,
+            sizes=self._sizes,
+        )
+
+    def verify(self, program: Program) -> Comparison:
+        """Return the comparison when ``program`` is within the tolerance.
+
+        Raises:
+            VerificationError: an output is outside; names it, with the error and the scale.
+        """
+        comparison = self.compare(program)
+        if not comparison.passed:
+            bad = next(output for output in comparison.outputs if not output.accepted)
+            raise VerificationError(
+                "verification-failed",
+                f"output '{bad.name}' differs from the original: {bad.reason}; accepted is "
+                f"{self._tolerance.rtol:g} of the scale plus {self._tolerance.atol:g}",
+                hint="graphopt bisect names the pass; --rtol accepts a larger error",
+                details={"verification": comparison.to_dict()},
+            )
+        return comparison
+
+    def _original_path(self, program: Program) -> Path:
+        if program.source.kind == "onnx" and program.source.path is not None:
+            return program.source.path
+        path = Path(self._folder.name) / "original.onnx"
+        emit_onnx(program, path)
+        return path
+
+    def _seeded(
+        self, program: Program, bindings: Mapping[str, int], tolerance: Tolerance, seed: int
+    ) -> tuple[list[Feed], list[Outputs]]:
+        """Return samples that the original accepts, with its outputs on them."""
+        feeds: list[Feed] = []
+        expected: list[Outputs] = []
+        refusal: GraphoptError | None = None
+        for tried, sizes in enumerate(size_choices(program, bindings)):
+            if tried >= _MAX_TRIES:
+                break
+            try:
+                for sample in range(tolerance.samples):
+                    feed = make_feed(program, sizes, seed + sample)
+                    expected.append(self._run(self._path, feed))
+                    feeds.append(feed)
+                    self._sizes.append(dict(sizes))
+            except UnsupportedError as error:
+                refusal = refusal or error
+                feeds, expected, self._sizes = [], [], []
+                if error.code == "input-not-dense":
+                    break
+                continue
+            return feeds, expected
+        raise UnsupportedError(
+            "verification-impossible",
+            "the original model does not run in onnxruntime on seeded samples, so nothing can be "
+            f"verified: {refusal.message if refusal else 'no sizes to try'}",
+            hint="give example inputs or sizes (--dim NAME=SIZE), or accept it with --no-verify",
+        )
+
+    def _run(self, path: Path, feed: Feed) -> Outputs:
+        return self._worker.run_model(path, feed, optimize=False)
+
+
+def user_feeds(program: Program, example_inputs: Any) -> list[Feed]:
+    """Return the user's samples as dictionaries of arrays.
+
+    Raises:
+        OptionError: a name, the number, the data type or the rank of the inputs does not match.
+    """
+    several = isinstance(example_inputs, list)
+    return [_user_feed(program, one) for one in (example_inputs if several else [example_inputs])]
+
+
+def _user_feed(program: Program, sample: Any) -> Feed:
+    inputs = list(program.graph.inputs)
+    names = [value.name or "" for value in inputs]
+    if isinstance(sample, Mapping):
+        unknown = [name for name in sample if name not in names]
+        missing = [name for name in names if name not in sample]
+        if unknown or missing:
+            raise OptionError(
+                "samples-mismatch",
+                f"example inputs: unknown {unknown}, missing {missing}",
+                hint=f"the inputs are {names}",
+            )
+        arrays = [sample[name] for name in names]
+    else:
+        arrays = list(sample) if isinstance(sample, Sequence) else [sample]
+        if len(arrays) != len(names):
+            raise OptionError(
+                "samples-mismatch",
+                f"{len(arrays)} example inputs for {len(names)} inputs",
+                hint=f"the inputs are {names}",
+            )
+    feed: Feed = {}
+    for value, array in zip(inputs, arrays, strict=True):
+        detached = array.detach().cpu() if hasattr(array, "detach") else array
+        converted = np.asarray(detached)
+        expected = value.dtype.numpy() if value.dtype is not None else converted.dtype
+        if converted.dtype != expected and converted.dtype.kind != "O":
+            raise OptionError(
+                "samples-mismatch",
+                f"example input '{value.name}' is {converted.dtype}, expected {expected}",
+            )
+        feed[value.name or ""] = converted
+    return feed
+
+
+def run_program(program: Program, feeds: Mapping[str, npt.NDArray[Any]]) -> Outputs:
+    """Run ``program`` once in onnxruntime, as it would be deployed, in a child process."""
+    with tempfile.TemporaryDirectory(prefix="graphopt-run-") as folder, Worker() as worker:
+        path = Path(folder) / "model.onnx"
+        emit_onnx(program, path)
+        return worker.run_model(path, dict(feeds), optimize=True)

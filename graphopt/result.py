@@ -1,0 +1,171 @@
+"""What a compile returns: the model, its plan, the evidence, and ways to look at them."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt.errors import OptionError, UnsupportedError
+from graphopt.ir.program import Program
+from graphopt.memory.plan import MemoryPlan
+from graphopt.numerics.compare import Comparison
+from graphopt.pipeline.pipeline import PassReport
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from graphopt.report.html import ReportData
+
+_UNSERVED_SUFFIXES = (".pt2", ".ts", ".pt")
+
+
+@dataclass
+class CompileResult:
+    """A compiled model.
+
+    Attributes:
+        program: The optimized model.
+        plan: The memory plan of the result.
+        baseline: The memory plan of the model as it came in.
+        report: What each pass did.
+        verification: The comparison with the original; None when it was turned off.
+        warnings: Sentences the user should read.
+        title: Name of the model, for tables and the report.
+        limits: Bytes allowed per pool.
+        input_files: Files that belong to the input and are never written.
+        input_bytes: Size of the input files; None for a model from memory.
+    """
+
+    program: Program
+    plan: MemoryPlan
+    baseline: MemoryPlan
+    report: list[PassReport]
+    verification: Comparison | None
+    warnings: tuple[str, ...] = ()
+    title: str = "model"
+    limits: Mapping[str, int] = field(default_factory=dict)
+    input_files: tuple[Path, ...] = ()
+    input_bytes: int | None = None
+    output_bytes: int | None = None
+
+    def save(
+        self, path: str | os.PathLike[str], *, external_data: bool | None = None
+    ) -> list[Path]:
+        """Write the model; the suffix of ``path`` chooses the format.
+
+        Args:
+            path: ``.onnx``.
+            external_data: Weights beside the model (True), inside it (False), or by size (None:
+                beside it above 1 GiB).
+
+        Returns:
+            The files written, the model first.
+
+        Raises:
+            OptionError: the suffix names no format.
+            OutputError: nothing could be written; what was there before is still there.
+        """
+        target = Path(path)
+        if target.suffix in _UNSERVED_SUFFIXES:
+            raise UnsupportedError(
+                "format-not-served",
+                f"writing '{target.suffix}' is not served by this version",
+                hint="save as .onnx",
+            )
+        if target.suffix != ".onnx":
+            raise OptionError(
+                "format-unknown",
+                f"no format has the suffix '{target.suffix}': '{target}'",
+                hint="save as .onnx",
+            )
+        from graphopt.backends.emit_onnx import emit_onnx
+
+        files = emit_onnx(
+            self.program,
+            target,
+            plan=self.plan,
+            external_data=external_data,
+            inputs=self.input_files,
+        )
+        self.output_bytes = sum(file.stat().st_size for file in files)
+        return files
+
+    def run(self, feeds: "Mapping[str, npt.NDArray[Any]]") -> "dict[str, npt.NDArray[np.generic]]":
+        """Run the result in onnxruntime on one set of inputs, in a child process.
+
+        Raises:
+            UnsupportedError: onnxruntime cannot run it.
+        """
+        from graphopt.numerics.verify import run_program
+
+        return run_program(self.program, dict(feeds))
+
+    def explain(self, name: str) -> str:
+        """Say where a tensor lies and why it is alive at the peak, or what became of a node.
+
+        Raises:
+            OptionError: nothing in the plan or the passes has that name.
+        """
+        from graphopt.explain import explain_name
+
+        return explain_name(name, self.plan, self.program, self.report)
+
+    def report_data(self) -> "ReportData":
+        """Return the data that tables and the HTML report show."""
+        from graphopt.report.html import ReportData
+
+        sizes = None
+        if self.input_bytes is not None and self.output_bytes is not None:
+            sizes = (self.input_bytes, self.output_bytes)
+        return ReportData(
+            title=self.title,
+            plan=self.plan,
+            baseline=self.baseline,
+            passes=tuple(self.report),
+            verification=None if self.verification is None else self.verification.to_dict(),
+            limit_bytes=self.limits.get(self.plan.arena_pool.name),
+            warnings=self.warnings,
+            file_bytes=sizes,
+        )
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write the report, one file without any outside reference.
+
+        Raises:
+            OutputError: it could not be written.
+        """
+        from graphopt.report.html import render_html
+        from graphopt.safe_files import write_file
+
+        return write_file(
+            Path(path), render_html(self.report_data()).encode(), inputs=self.input_files
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain data, the form ``--json`` prints."""
+        return {
+            "title": self.title,
+            "plan": self.plan.model_dump(mode="json"),
+            "baseline": self.baseline.model_dump(mode="json"),
+            "passes": [report.to_dict() for report in self.report],
+            "verification": None if self.verification is None else self.verification.to_dict(),
+            "warnings": list(self.warnings),
+            "input_bytes": self.input_bytes,
+            "output_bytes": self.output_bytes,
+        }
+
+    def summary(self, *, width: int = 100, unicode: bool = True) -> str:
+        """Return the before/after table as text."""
+        from graphopt.report.tables import summary_text
+
+        return summary_text(self.report_data(), width=width, unicode=unicode)
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def _repr_html_(self) -> str:
+        from graphopt.report.html import render_notebook
+
+        return render_notebook(self.report_data())
