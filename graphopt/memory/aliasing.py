@@ -25,14 +25,16 @@ class Aliasing:
     """Values grouped into buffers.
 
     Attributes:
-        root: For each value the value that names its buffer: the first one written into it.
-        relation: For each value "" when it opened its buffer, else "view" or "in-place".
+        root: For each value the value that names its buffer.
+        relation: For each value "" when it opened its buffer, else "view", "in-place" or "part".
         source: For each value the value it shares bytes with, itself when it opened its buffer.
+        offset: For each value where it starts in its buffer, in bytes.
     """
 
     root: tuple[int, ...]
     relation: tuple[str, ...]
     source: tuple[int, ...]
+    offset: tuple[int, ...]
 
     def groups(self) -> dict[int, list[int]]:
         """Return the members of each buffer, by root, in the order of the values."""
@@ -59,7 +61,7 @@ def resolve_aliases(dataflow: Dataflow, *, in_place: bool, io_in_arena: bool) ->
             root[written], relation[written], source[written] = root[read], "view", read
     if in_place:
         _merge_in_place(dataflow, root, relation, source, io_in_arena=io_in_arena)
-    return Aliasing(tuple(root), tuple(relation), tuple(source))
+    return Aliasing(tuple(root), tuple(relation), tuple(source), (0,) * count)
 
 
 def _merge_in_place(

@@ -61,6 +61,10 @@ class Step:
         view_of: Pairs (written, read): the written value is the same bytes as the read one.
         may_overwrite: Pairs (written, read): the step may write over the read value if nobody needs
             that value any more.
+        cuts: Triples (written, read, offset): the written value is the bytes of the read one from
+            ``offset`` on; the step may leave them there and copy nothing.
+        joins: Triples (written, read, offset): the read value is the bytes of the written one from
+            ``offset`` on; whoever writes it may write it there, and the step copies nothing.
         scratch_bytes: Working memory of the step itself, alive only while it runs.
         scratch_note: What the scratch is for, for the report.
     """
@@ -71,6 +75,8 @@ class Step:
     writes: tuple[int, ...]
     view_of: tuple[tuple[int, int], ...] = ()
     may_overwrite: tuple[tuple[int, int], ...] = ()
+    cuts: tuple[tuple[int, int, int], ...] = ()
+    joins: tuple[tuple[int, int, int], ...] = ()
     scratch_bytes: int = 0
     scratch_note: str = ""
 
@@ -122,10 +128,21 @@ class Dataflow:
                         f"step '{step.name}' reads '{self.values[value].name}' too early",
                     )
             reads, writes = set(step.reads), set(step.writes)
-            for written, read in (*step.view_of, *step.may_overwrite):
+            parts = (*step.cuts, *step.joins)
+            pairs = (*step.view_of, *step.may_overwrite, *((w, r) for w, r, _ in parts))
+            for written, read in pairs:
                 if written not in writes or read not in reads:
                     raise InvariantError(
                         "dataflow-invalid", f"step '{step.name}' aliases values it does not touch"
+                    )
+            for whole, part, offset in (
+                *((r, w, o) for w, r, o in step.cuts),
+                *step.joins,
+            ):
+                end = offset + self.values[part].size_bytes
+                if not 0 <= offset <= end <= self.values[whole].size_bytes:
+                    raise InvariantError(
+                        "dataflow-invalid", f"step '{step.name}' has a part outside of the whole"
                     )
         for index, held in enumerate(self.values):
             if index not in self._writer and held.role is Role.ACTIVATION:

@@ -1,16 +1,19 @@
 """Dataflow of an ``onnx_ir`` graph.
 
 In: a program whose values have shapes, and the sizes to plan at. Out: a ``Dataflow`` in the order
-    of the graph. Rules:
+of the graph. Rules:
 
 1. Initializers, those of nested bodies included, are WEIGHT values; they are resident.
 2. A view (``op_facts.views``) shares the bytes of its source, unless that would make a graph
    output share bytes with an input, a weight or another output: an output has a buffer of its
    own, so there the step copies.
-3. ``If``, ``Loop`` and ``Scan``: the arena that a body needs is scratch of the node. The body of an
+3. A piece of a contiguous whole (``part_facts``) is stated as a permission when its place does not
+   depend on a size that is not fixed: everything before the axis is one element, and what lies
+   before the piece is an exact number of bytes.
+4. ``If``, ``Loop`` and ``Scan``: the arena that a body needs is scratch of the node. The body of an
    ``If`` writes its results straight into the outputs of the node; a loop also needs room for the
    carried values it reads and writes in one iteration.
-4. A value without a known size is listed as not planned with its reason; its bytes are in no
+5. A value without a known size is listed as not planned with its reason; its bytes are in no
    figure.
 """
 
@@ -20,6 +23,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from graphopt.ir.op_facts import may_overwrite, views
+from graphopt.ir.part_facts import Part, cuts, joins
 from graphopt.ir.program import Program, bodies_of, graphs_of, is_onnx, outer_reads
 from graphopt.memory.dataflow import Dataflow, DataValue, NotPlanned, Role, Step
 from graphopt.memory.sizes import Sizes, UnknownSizeError
@@ -114,6 +118,8 @@ class _Builder:
             writes=tuple(writes),
             view_of=tuple(self._views(node)),
             may_overwrite=tuple(self._pairs(node, may_overwrite(node))),
+            cuts=tuple(self._parts(node, cuts(node), of_input=True)),
+            joins=tuple(self._parts(node, joins(node), of_input=False)),
             scratch_bytes=scratch,
             scratch_note=note,
         )
@@ -139,6 +145,22 @@ class _Builder:
             if is_result:
                 self.closed.add(root)
             yield written, read
+
+    def _parts(
+        self, node: ir.Node, parts: tuple[Part, ...], *, of_input: bool
+    ) -> Iterator[tuple[int, int, int]]:
+        """Yield (written, read, offset) of the parts whose place does not depend on a size."""
+        for part in parts:
+            written, read = node.outputs[part.output], node.inputs[part.input]
+            if read is None or written not in self.index or read not in self.index:
+                continue
+            whole, piece = (read, written) if of_input else (written, read)
+            offset = self.sizes.part_offset(whole, part.axis, part.before)
+            piece_bytes = self.values[self.index[piece]].size_bytes
+            whole_bytes = self.values[self.index[whole]].size_bytes
+            if offset is None or offset + piece_bytes > whole_bytes or not piece_bytes:
+                continue
+            yield self.index[written], self.index[read], offset
 
     def _scratch(self, node: ir.Node) -> tuple[int, str]:
         bodies = bodies_of(node)

@@ -58,7 +58,7 @@ def lifetimes(dataflow: Dataflow, aliasing: Aliasing) -> tuple[Lifetime, ...]:
                 root=root,
                 members=tuple(members),
                 role=role,
-                size_bytes=max(dataflow.values[m].size_bytes for m in members),
+                size_bytes=max(aliasing.offset[m] + dataflow.values[m].size_bytes for m in members),
                 start=min(start[m] for m in members),
                 end=max(end[m] for m in members),
             )

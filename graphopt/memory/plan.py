@@ -26,12 +26,14 @@ class Alias(_Data):
     """One value inside a buffer: how it came to share the bytes.
 
     ``relation`` is "" for the value that opened the buffer, "view" for the same bytes under another
-    shape, "in-place" for a write over ``of``.
+    shape, "in-place" for a write over ``of``, "part" for a piece of ``of``. ``offset`` counts bytes
+    from the start of the buffer.
     """
 
     value: str
-    relation: Literal["", "view", "in-place"]
+    relation: Literal["", "view", "in-place", "part"]
     of: str
+    offset: int = 0
 
 
 class PlannedBuffer(_Data):

@@ -18,6 +18,7 @@ from graphopt.memory.aliasing import Aliasing, resolve_aliases
 from graphopt.memory.dataflow import Dataflow, Role
 from graphopt.memory.dataflow_onnx import dataflow_of
 from graphopt.memory.liveness import Lifetime, lifetimes, live_bytes
+from graphopt.memory.parts import place_parts
 from graphopt.memory.plan import (
     Alias,
     MemoryPlan,
@@ -118,7 +119,10 @@ def peak_of(
     flow = dataflow_of(program, sizes, lambda body: body_arena_bytes(body, rules))
     if flow.not_planned:
         return None
-    aliasing = resolve_aliases(flow, in_place=rules.in_place, io_in_arena=rules.io_in_arena)
+    return min(_live_peak(flow, aliasing, rules) for aliasing in aliasings(flow, rules))
+
+
+def _live_peak(flow: Dataflow, aliasing: Aliasing, rules: Rules) -> int:
     spans = [
         (life.start, life.end, _padded(life.size_bytes, rules.alignment))
         for life in lifetimes(flow, aliasing)
@@ -128,9 +132,19 @@ def peak_of(
     return max(live_bytes(spans, len(flow.steps)), default=0)
 
 
+def aliasings(flow: Dataflow, rules: Rules) -> tuple[Aliasing, ...]:
+    """Return the ways in which the values of ``flow`` may share buffers, the plainest first."""
+    plain = resolve_aliases(flow, in_place=rules.in_place, io_in_arena=rules.io_in_arena)
+    if not rules.in_place:
+        return (plain,)
+    with_parts = place_parts(flow, plain, alignment=rules.alignment, io_in_arena=rules.io_in_arena)
+    return (plain,) if with_parts is plain else (plain, with_parts)
+
+
 def body_arena_bytes(body: Dataflow, rules: Rules) -> int:
     """Return the arena bytes of one iteration of a body; values of role OUTPUT are elsewhere."""
     aliasing = resolve_aliases(body, in_place=rules.in_place, io_in_arena=False)
+    # Carried values stand in the arena of the body although somebody else owns them.
     items = [
         Item(str(life.root), life.start, life.end, _padded(life.size_bytes, rules.alignment))
         for life in lifetimes(body, aliasing)
@@ -148,9 +162,12 @@ def assemble(
     facts: ModelFacts, target: Target, flow: Dataflow, rules: Rules, effort: Effort
 ) -> MemoryPlan:
     """Return the verified plan of ``flow``, whose steps are in their final order."""
-    aliasing = resolve_aliases(flow, in_place=rules.in_place, io_in_arena=rules.io_in_arena)
-    lives = lifetimes(flow, aliasing)
-    buffers, arena_fields = _place(flow, aliasing, lives, target, rules, effort)
+    # Fewer live bytes can pack worse: every way to share is placed, the lowest arena wins.
+    placed = [
+        _place(flow, aliasing, lifetimes(flow, aliasing), target, rules, effort)
+        for aliasing in aliasings(flow, rules)
+    ]
+    buffers, arena_fields = min(placed, key=lambda one: one[1].height)
     spans = [(b.start, b.end, b.padded_bytes) for b in buffers if b.segment == "arena"]
     live = live_bytes(spans, len(flow.steps))
     steps = tuple(
@@ -302,6 +319,7 @@ def _buffer(
                 value=flow.values[m].name,
                 relation=aliasing.relation[m],
                 of=flow.values[aliasing.source[m]].name,
+                offset=aliasing.offset[m],
             )
             for m in life.members
         ),

@@ -5,6 +5,7 @@ that depend on data. Out: a whole number of bytes, or the reason why there is no
 guessed; the one default is said in an assumption (see ``choose_bindings``).
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -65,6 +66,31 @@ class Sizes:
         if total is None:
             raise UnknownSizeError(f"elements of type {value.dtype.name} have no fixed size")
         return self.dim(total), tuple(self.dim(d) for d in dims)
+
+    def exact(self, dim: Dim) -> int | None:
+        """Return the value of ``dim`` when it is the same at all planned sizes, else None."""
+        if isinstance(dim, int):
+            return dim
+        lower, upper = bounds_of(dim, self.bounds)
+        return lower if lower == upper else None
+
+    def part_offset(self, whole: ir.Value, axis: int, before: Dim) -> int | None:
+        """Return the byte in ``whole`` at which a piece starts; None when it is not contiguous.
+
+        Args:
+            whole: The value that holds the piece.
+            axis: Axis along which the pieces lie.
+            before: Elements along the axis before the piece.
+        """
+        dims = dims_of(whole)
+        if dims is None or whole.dtype is None or any(self.exact(d) != 1 for d in dims[:axis]):
+            return None
+        start = self.exact(before)
+        inner = [self.exact(d) for d in dims[axis + 1 :]]
+        if start is None or (start and None in inner):
+            return None
+        bits = whole.dtype.bitwidth * start * math.prod(n for n in inner if n is not None)
+        return bits // 8 if bits % 8 == 0 else None
 
 
 def choose_bindings(

@@ -1,9 +1,9 @@
 """Inputs for a comparison: seeded arrays that respect data types, shapes, bounds and index ranges.
 
 In: the inputs of a program. Out: for a choice of sizes, one dictionary of arrays. An integer
-    input that is used as an index (``Gather`` and friends, also behind casts and reshapes) stays
-    inside the axis it indexes. The same seed gives the same arrays, whatever the order of the
-    inputs.
+input that is used as an index (``Gather`` and friends, also behind casts and reshapes) stays
+inside the axis it indexes; one that is compared with constants (``Equal``: a sample rate, a mode)
+takes one of them. The same seed gives the same arrays, whatever the order of the inputs.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from graphopt.errors import UnsupportedError
+from graphopt.ir.constants import ints_of
 from graphopt.ir.dims import Bounds, evaluate, symbols_of
 from graphopt.ir.program import Program, dims_of, is_onnx
 
@@ -97,6 +98,10 @@ def _array(
         complex_: npt.NDArray[np.generic] = (parts[0] + 1j * parts[1]).astype(dtype.numpy())
         return complex_
     if dtype.is_integer():
+        choices = compared_with(value)
+        if choices:
+            picked = generator.choice(np.array(choices, dtype=dtype.numpy()), shape)
+            return np.asarray(picked, dtype=dtype.numpy())
         if limit is not None:
             return generator.integers(0, max(1, limit), shape).astype(dtype.numpy())
         high = (
@@ -111,28 +116,43 @@ def _array(
 def index_limit(value: ir.Value, sizes: Mapping[str, int]) -> int | None:
     """Return the smallest axis that ``value`` indexes, None when it is no index."""
     limit: int | None = None
+    for use, node in _uses_behind_moves(value):
+        if is_onnx(node, *_INDEX_OPS) and _INDEX_OPS[node.op_type] == use:
+            size = _indexed_size(node, sizes)
+            if size is not None:
+                limit = size if limit is None else min(limit, size)
+    return limit
+
+
+def compared_with(value: ir.Value) -> list[int]:
+    """Return the constants that ``value`` is compared with for equality, sorted."""
+    found: set[int] = set()
+    for use, node in _uses_behind_moves(value):
+        if is_onnx(node, "Equal"):
+            other = node.inputs[1 - use]
+            numbers = ints_of(other)
+            if numbers is not None and len(numbers) == 1:
+                found.add(numbers[0])
+    return sorted(found)
+
+
+def _uses_behind_moves(value: ir.Value) -> Iterator[tuple[int, ir.Node]]:
+    """Yield (input index, node) of every use of ``value``, also behind casts and reshapes."""
     pending, seen = [value], {value}
     while pending:
-        current = pending.pop()
-        for use in current.uses():
-            node = use.node
-            slot = _INDEX_OPS.get(node.op_type) if is_onnx(node, *_INDEX_OPS) else None
-            if slot == use.idx:
-                size = _indexed_size(node, sizes)
-                if size is not None:
-                    limit = size if limit is None else min(limit, size)
-            elif is_onnx(node, *_TRANSPARENT) and use.idx == 0:
-                fresh = [out for out in node.outputs if out not in seen]
+        for use in pending.pop().uses():
+            yield use.idx, use.node
+            if is_onnx(use.node, *_TRANSPARENT) and use.idx == 0:
+                fresh = [out for out in use.node.outputs if out not in seen]
                 seen.update(fresh)
                 pending.extend(fresh)
-    return limit
 
 
 def _indexed_size(node: ir.Node, sizes: Mapping[str, int]) -> int | None:
     if node.op_type == "OneHot":
         depth = node.inputs[1]
-        tensor = None if depth is None else depth.const_value
-        return None if tensor is None else int(tensor.numpy().ravel()[0])
+        numbers = ints_of(depth)
+        return numbers[0] if numbers else None
     data = node.inputs[0]
     dims = None if data is None else dims_of(data)
     if not dims:
