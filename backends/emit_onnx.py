@@ -1,9 +1,9 @@
 """ONNX backend: an optimized ``.onnx`` file, its weights beside it when they are large.
 
 In: a program, its plan. Out: files, byte-identical for the same program. The backend decides
-    nothing about the model. It states the plan in ``metadata_props``: on the model as a whole
-    and, from IR version 10 on, on every planned value (``graphopt.place``), where viewers show
-    it.
+nothing about the model. It states the plan in ``metadata_props``: on the model as a whole
+and, from IR version 10 on, on every planned value (``graphopt.place``), where viewers show
+it.
 
 Weights are written one at a time. Above 1 GiB, or on request, they go to ``<name>-<8 hex>.data``:
 the name holds a digest of the bytes, so an old model file never points at new weights. Large

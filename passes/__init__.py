@@ -1,6 +1,7 @@
 """The passes by name; importing this file imports no pass.
 
-A pass is one file, one line here, one folder of golden texts.
+A pass is one file, one line here, one folder of golden texts. Files whose name starts with ``_``
+are shared by passes.
 """
 
 import importlib
@@ -8,8 +9,61 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from graphopt.pipeline.base import Pass
+    from graphopt.targets.schema import Target
 
-REGISTRY: dict[str, str] = {}
+REGISTRY: dict[str, str] = {
+    "deduplicate-initializers": "graphopt.passes.deduplicate_initializers:DeduplicateInitializers",
+    "drop-zero-states": "graphopt.passes.drop_zero_states:DropZeroStates",
+    "eliminate-common-subexpressions": (
+        "graphopt.passes.eliminate_common_subexpressions:EliminateCommonSubexpressions"
+    ),
+    "eliminate-dead-nodes": "graphopt.passes.eliminate_dead_nodes:EliminateDeadNodes",
+    "eliminate-identity": "graphopt.passes.eliminate_identity:EliminateIdentity",
+    "fold-batch-norm": "graphopt.passes.fold_batch_norm:FoldBatchNorm",
+    "fold-constants": "graphopt.passes.fold_constants:FoldConstants",
+    "fold-shape-arithmetic": "graphopt.passes.fold_shape_arithmetic:FoldShapeArithmetic",
+    "fuse-activation": "graphopt.passes.fuse_activation:FuseActivation",
+    "fuse-bias": "graphopt.passes.fuse_bias:FuseBias",
+    "fuse-pad": "graphopt.passes.fuse_pad:FusePad",
+    "infer-shapes": "graphopt.passes.infer_shapes:InferShapes",
+    "lift-constants": "graphopt.passes.lift_constants:LiftConstants",
+    "merge-slices": "graphopt.passes.merge_slices:MergeSlices",
+    "sort-nodes": "graphopt.passes.sort_nodes:SortNodes",
+    "strip-metadata": "graphopt.passes.strip_metadata:StripMetadata",
+}
+
+# Shapes first, since most rules ask for them; folding frees nodes for the second round, and
+# batch normalizations come before biases, which they would otherwise hide.
+_ROUND = (
+    "fold-shape-arithmetic",
+    "fold-constants",
+    "eliminate-identity",
+    "merge-slices",
+    "drop-zero-states",
+    "eliminate-common-subexpressions",
+    "eliminate-dead-nodes",
+)
+DEFAULT_PIPELINE: tuple[str, ...] = (
+    "sort-nodes",
+    "lift-constants",
+    "infer-shapes",
+    *_ROUND,
+    "fold-batch-norm",
+    "fuse-bias",
+    "fuse-pad",
+    *_ROUND,
+    "fold-batch-norm",
+    "fuse-bias",
+    "deduplicate-initializers",
+    "eliminate-dead-nodes",
+    "infer-shapes",
+    "strip-metadata",
+)
+
+
+def default_pipeline(target: "Target") -> tuple[str, ...]:
+    """Return the option strings of the passes that prepare any model for ``target``."""
+    return DEFAULT_PIPELINE
 
 
 def load_pass(name: str) -> "type[Pass]":

@@ -1,0 +1,1 @@
+"""Shape rules by family; ``catalogue`` imports all of them."""

@@ -1,0 +1,323 @@
+"""Third-party native code on models of strangers, in a child process: the child's side.
+
+Run as ``python -P -m graphopt.isolated_child REQUEST_FD ANSWER_FD FOLDER [TASKS.py]``. Reads one
+request from the folder for every line, runs its task under the limits in the request, answers with
+one line. Ends, and removes its folder, when the parent is gone. The last argument adds tasks from a
+file of the tests; nothing a user can pass reaches it.
+"""
+
+import contextlib
+import ctypes
+import errno
+import importlib.util
+import json
+import math
+import os
+import resource
+import shutil
+import sys
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt.isolation import (
+    FEEDS_FILE,
+    REQUEST_FILE,
+    RESULT_FILE,
+    ArrayWriter,
+    read_arrays,
+)
+
+Task = Callable[[Path, dict[str, Any]], dict[str, Any]]
+
+# Initializers from this size on are left out of shape inference: no operator reads a shape or an
+# axis from one so large.
+_LARGE_BYTES = 4096
+_MAX_SESSIONS = 2
+_OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "length_error")
+# Types that numpy has not: name in onnxruntime -> name in ml_dtypes.
+_NARROW_FLOATS = {
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(float8e4m3fn)": "float8_e4m3fn",
+    "tensor(float8e4m3fnuz)": "float8_e4m3fnuz",
+    "tensor(float8e5m2)": "float8_e5m2",
+    "tensor(float8e5m2fnuz)": "float8_e5m2fnuz",
+}
+
+
+class RefusedError(Exception):
+    """A library refused the model, with the kind of refusal that the parent knows."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+def main(arguments: list[str]) -> int:
+    """Serve requests until the parent closes the pipe."""
+    folder = Path(arguments[2])
+    tasks = dict(TASKS)
+    if len(arguments) > 3:
+        tasks.update(_tasks_of(Path(arguments[3])))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with open(int(arguments[0]), "rb") as requests, open(int(arguments[1]), "wb") as answers:
+        for _ in requests:
+            request = json.loads((folder / REQUEST_FILE).read_text())
+            answer = _answer(tasks, folder, request)
+            try:
+                answers.write(json.dumps(answer).encode() + b"\n")
+                answers.flush()
+            except BrokenPipeError:
+                break
+    shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def _tasks_of(path: Path) -> dict[str, Task]:
+    spec = importlib.util.spec_from_file_location("extra_tasks", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: dict[str, Task] = module.TASKS
+    return found
+
+
+def _answer(tasks: Mapping[str, Task], folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Run one request under its limits; the answer is made after they are lifted."""
+    kind, text = "exception", ""
+    try:
+        _limit(request["memory_bytes"], request["seconds"])
+        result = tasks[request["task"]](folder, request["arguments"])
+        with ArrayWriter(folder / RESULT_FILE) as writer:
+            return {"ok": True, "result": writer.describe(result)}
+    except RefusedError as error:
+        kind, text = error.kind, str(error)
+    except MemoryError:
+        kind, text = "native-limit", "MemoryError"
+    except OSError as error:
+        full = error.errno in (errno.EFBIG, errno.ENOSPC)
+        kind, text = ("native-limit" if full else kind), f"{error}\n{traceback.format_exc()}"
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+    finally:
+        _limit(None, None)
+    if any(sign in text for sign in _OUT_OF_MEMORY):
+        kind = "native-limit"
+    return {"ok": False, "kind": kind, "text": text}
+
+
+def _limit(memory_bytes: int | None, seconds: float | None) -> None:
+    """Set the soft limits for one task; None lifts them."""
+    unlimited = resource.RLIM_INFINITY
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    cpu = unlimited if seconds is None else math.ceil(used + seconds) + 1
+    memory = unlimited if memory_bytes is None else memory_bytes
+    for which, limit in (
+        (resource.RLIMIT_DATA, memory),
+        (resource.RLIMIT_FSIZE, memory),
+        (resource.RLIMIT_CPU, cpu),
+    ):
+        # Best effort: macOS refuses some limits, and a limit set from outside may be lower.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(which, (limit, resource.getrlimit(which)[1]))
+
+
+def check(_: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Run the ONNX checker on a file."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(arguments["model"], full_check=arguments.get("full", True))
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise RefusedError("checker-refused", str(error)) from error
+    except (RuntimeError, ValueError, UnicodeDecodeError) as error:
+        raise RefusedError("checker-refused", f"{type(error).__name__}: {error}") from error
+    return {}
+
+
+def infer_shapes(_: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Run the shape inference of ONNX on a file, its large weights left out."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no stubs
+
+    try:
+        model = onnx.load(arguments["model"], load_external_data=False)
+    except DecodeError as error:
+        raise RefusedError("inference-refused", f"no ONNX model: {error}") from error
+    _leave_out_weights(model)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(
+            model,
+            check_type=arguments.get("strict", False),
+            strict_mode=arguments.get("strict", False),
+            data_prop=arguments.get("data_prop", False),
+        )
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        raise RefusedError("inference-refused", f"{type(error).__name__}: {error}") from error
+    return {"model": inferred.SerializeToString(deterministic=True)}
+
+
+def _leave_out_weights(model: Any) -> None:
+    """Keep the type and shape of large initializers, not their data."""
+    import onnx
+
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() < _LARGE_BYTES:
+            continue
+        header = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        # Inference takes dims and type of an external tensor and does not open its file.
+        header.data_location = onnx.TensorProto.EXTERNAL
+        header.external_data.add(key="location", value="left-out")
+        tensor.CopyFrom(header)
+
+
+def load(_: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Make an onnxruntime session and tell its signature."""
+    session = _session(arguments["model"], arguments)
+    return {
+        side: [{"name": v.name, "type": v.type, "shape": list(v.shape)} for v in values]
+        for side, values in (("inputs", session.get_inputs()), ("outputs", session.get_outputs()))
+    }
+
+
+def run(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Run models on samples, one sample at a time."""
+    feeds = read_arrays(folder / FEEDS_FILE, arguments["feeds"])
+    outputs = []
+    for path in arguments["models"]:
+        session = _session(path, arguments)
+        try:
+            outputs.append([_run_once(session, feed) for feed in feeds])
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise RefusedError("runtime-failed", _runtime_text(error)) from error
+    return {"outputs": outputs}
+
+
+_SESSIONS: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+
+
+def _session(path: str, arguments: Mapping[str, Any]) -> Any:
+    """Return a session, one of the last two when file and options are the same."""
+    status = os.stat(path)
+    extra = tuple(arguments.get("extra_outputs", ()))
+    level = arguments.get("optimization", "all")
+    threads = arguments.get("threads", 1)
+    key = (path, status.st_ino, status.st_size, status.st_mtime_ns, extra, level, threads)
+    if key in _SESSIONS:
+        _SESSIONS.move_to_end(key)
+        return _SESSIONS[key]
+    while len(_SESSIONS) >= _MAX_SESSIONS:
+        _SESSIONS.popitem(last=False)
+    try:
+        _SESSIONS[key] = _make_session(path, extra, level, threads)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise RefusedError("runtime-refused", _runtime_text(error)) from error
+    return _SESSIONS[key]
+
+
+def _make_session(path: str, extra: tuple[str, ...], level: str, threads: int) -> Any:
+    import onnxruntime
+
+    fatal = 4
+    onnxruntime.set_default_logger_severity(fatal)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = fatal
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = {
+        "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+        "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+        "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+        "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    }[level]
+    model: str | bytes = path
+    if extra:
+        model = _with_outputs(path, extra)
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", os.path.dirname(path)
+        )
+    providers = ["CPUExecutionProvider"]
+    return onnxruntime.InferenceSession(model, options, providers=providers)
+
+
+def _with_outputs(path: str, names: tuple[str, ...]) -> bytes:
+    """Return the serialized model with more values as outputs."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    present = {info.name for info in model.graph.output}
+    for name in names:
+        if name not in present:
+            model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+def _run_once(session: Any, feed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the outputs of one sample by name."""
+    names = [output.name for output in session.get_outputs()]
+    narrow = any(output.type in _NARROW_FLOATS for output in session.get_outputs())
+    if not narrow and not any(_is_narrow(value) for value in feed.values()):
+        return dict(zip(names, session.run(None, dict(feed)), strict=True))
+    import onnxruntime
+
+    types = {v.name: v.type for v in session.get_inputs()}
+    values = {}
+    for name, array in feed.items():
+        if _is_narrow(array):
+            bits = np.array(array).view(np.dtype(f"u{array.dtype.itemsize}"))
+            values[name] = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
+                bits, _onnx_type(types.get(name, ""))
+            )
+        else:
+            values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(array))
+    results = session.run_with_ort_values(None, values)
+    return {name: _array_of(value) for name, value in zip(names, results, strict=True)}
+
+
+def _is_narrow(array: Any) -> bool:
+    return isinstance(array, np.ndarray) and array.dtype.name in _NARROW_FLOATS.values()
+
+
+def _onnx_type(runtime_type: str) -> int:
+    import onnx
+
+    name = runtime_type.removeprefix("tensor(").removesuffix(")").upper()
+    return int(onnx.TensorProto.DataType.Value(name))
+
+
+def _array_of(value: Any) -> Any:
+    """Return an OrtValue as an array, also of a type that numpy does not have."""
+    if value.data_type() not in _NARROW_FLOATS:
+        return value.numpy()
+    import ml_dtypes
+
+    dtype = np.dtype(getattr(ml_dtypes, _NARROW_FLOATS[value.data_type()]))
+    data = ctypes.string_at(value.data_ptr(), math.prod(value.shape()) * dtype.itemsize)
+    return np.frombuffer(data, dtype).reshape(value.shape())
+
+
+def _runtime_text(error: Exception) -> str:
+    """Return the text of an onnxruntime error without its number."""
+    text = str(error) or type(error).__name__
+    return text.removeprefix("[ONNXRuntimeError] : ")
+
+
+TASKS: dict[str, Task] = {
+    "check": check,
+    "infer-shapes": infer_shapes,
+    "load": load,
+    "run": run,
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Placement engines: first-fit decoding of an order, and the exact search."""
