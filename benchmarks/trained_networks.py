@@ -1,9 +1,9 @@
 """All trained networks through the command line: verified, accuracy kept, arena beside onnxsim's.
 
-For every ``.onnx`` of the assets (``GRAPHOPT_ASSETS``, else ``../shared``) this runs
-``graphopt compile IN -o OUT -t cpu`` as a user would, and prints, for one set of rules (alignment 1,
-inputs and outputs inside the arena, as onnxsim plans), the arena before and after next to the arena
-that onnxsim 0.8.1 plans for its own simplified form of the same file. ``--evaluate`` then runs the
+For every ``.onnx`` of the assets (``GRAPHOPT_ASSETS``, else ``../shared``) this runs ``graphopt
+compile IN -o OUT -t cpu`` as a user would, and prints, for one set of rules (alignment 1, inputs
+and outputs inside the arena, as onnxsim plans), the arena before and after next to the arena that
+onnxsim 0.8.1 plans for its own simplified form of the same file. ``--evaluate`` then runs the
 assets' ``evaluate.py`` on the originals and on the results.
 
     python benchmarks/trained_networks.py [--evaluate] [--out DIR] [--only NAME ...]
@@ -107,7 +107,10 @@ def onnxsim_arena(path: Path, dims: dict[str, int]) -> tuple[int | None, int]:
     }
     argument = json.dumps(shapes) if dims else "{}"
     done = subprocess.run(
-        [sys.executable, "-c", code, str(path), argument], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(path), argument],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         return None, 0

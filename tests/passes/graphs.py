@@ -1,6 +1,7 @@
 """Small graphs for pass tests: from text, to text, random inputs for them, and running them."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -12,19 +13,28 @@ import onnxruntime as ort
 from graphopt.ir.program import dims_of, graphs_of
 
 HEAD = '<ir_version: 10, opset_import: ["" : 18]>\n'
-Arrays = dict[str, npt.NDArray[np.generic]]
+Arrays = dict[str, npt.NDArray[Any]]
 
 
-def graph(text: str, opset: int = 18) -> ir.Model:
-    """Return the model of a graph in ONNX text; nodes without a name get one."""
-    head = HEAD.replace("18", str(opset))
-    model = ir.from_onnx_text(text if text.lstrip().startswith("<") else head + text)
+def graph(text: str, **constants: npt.NDArray[Any]) -> ir.Model:
+    """Return the model of a graph in ONNX text; nodes without a name get one.
+
+    Inputs that ``constants`` names become initializers.
+    """
+    model = ir.from_onnx_text(text if text.lstrip().startswith("<") else HEAD + text)
     number = 0
     for inner in graphs_of(model.graph):
         for node in inner:
             if not node.name:
                 number += 1
                 node.name = f"{node.op_type}_{number}"
+    for value in list(model.graph.inputs):
+        if value.name in constants:
+            array = constants[value.name]
+            assert value.dtype is not None
+            value.const_value = ir.Tensor(array, dtype=value.dtype, name=value.name)
+            model.graph.inputs.remove(value)
+            model.graph.register_initializer(value)
     return model
 
 
@@ -73,7 +83,7 @@ def random_inputs(model: ir.Model, sizes: Mapping[str, int] | None = None, seed:
     return feeds
 
 
-def run(model: ir.Model, feeds: Arrays) -> list[npt.NDArray[np.generic]]:
+def run(model: ir.Model, feeds: Arrays) -> list[npt.NDArray[Any]]:
     """Return the outputs of ``model`` on onnxruntime without any optimization."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -82,13 +92,13 @@ def run(model: ir.Model, feeds: Arrays) -> list[npt.NDArray[np.generic]]:
     session = ort.InferenceSession(
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    outputs: list[npt.NDArray[np.generic]] = session.run(None, feeds)
+    outputs: list[npt.NDArray[Any]] = session.run(None, feeds)
     return outputs
 
 
 def assert_equal(
-    got: list[npt.NDArray[np.generic]],
-    wanted: list[npt.NDArray[np.generic]],
+    got: list[npt.NDArray[Any]],
+    wanted: list[npt.NDArray[Any]],
     *,
     exact: bool,
     rtol: float = 1e-5,
@@ -98,7 +108,7 @@ def assert_equal(
     for a, b in zip(got, wanted, strict=True):
         assert a.dtype == b.dtype
         assert a.shape == b.shape
-        if exact or a.dtype.kind not in "f" and a.dtype != ml_dtypes.bfloat16:
+        if exact or (a.dtype.kind not in "f" and a.dtype != ml_dtypes.bfloat16):
             assert a.tobytes() == b.tobytes()
         else:
             scale = float(np.abs(b.astype(np.float64)).max(initial=0.0))

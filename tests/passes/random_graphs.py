@@ -1,8 +1,10 @@
-"""Random valid graphs out of what the clean-up passes rewrite: views, pairs, constants, branches."""
+"""Random valid graphs out of what the clean-up passes rewrite."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from graphopt.frontends.onnx_loader import load_onnx
@@ -42,7 +44,7 @@ class Builder:
 
     def constant(self, array: object, dtype: type = np.float32) -> ir.Value:
         self.count += 1
-        data = np.asarray(array, dtype=dtype)
+        data: npt.NDArray[Any] = np.asarray(array, dtype=dtype)
         name = f"c{self.count}"
         if self.number(0, 3) == 0:
             node = ir.node("Constant", [], {"value": ir.tensor(data)})
@@ -62,17 +64,17 @@ class Builder:
         return self.constant(numbers, np.int64)
 
     def node(
-        self, op: str, inputs: list[ir.Value], count: int = 1, **attributes: object
+        self, op: str, inputs: list[ir.Value], count: int = 1, **attributes: Any
     ) -> list[ir.Value]:
         self.count += 1
-        node = ir.node(op, inputs, attributes, num_outputs=count)  # type: ignore[arg-type]
+        node = ir.node(op, inputs, attributes, num_outputs=count)
         for index, value in enumerate(node.outputs):
             value.name = f"v{self.count}_{index}"
         self.graph.append(node)
         return list(node.outputs)
 
     def add(
-        self, op: str, inputs: list[ir.Value], shape: tuple[int, ...], **attributes: object
+        self, op: str, inputs: list[ir.Value], shape: tuple[int, ...], **attributes: Any
     ) -> None:
         self.values.append((self.node(op, inputs, **attributes)[0], shape))
 
@@ -200,6 +202,7 @@ def branch(b: Builder) -> None:
         result = b.values[-1][0]
         if result.producer() is None or result.graph is not b.graph:
             (result,) = b.node("Identity", [value])
+        result.type = ir.TensorType(ir.DataType.FLOAT)
         b.graph.outputs.append(result)
         bodies.append(b.graph)
     b.graph, b.values = outer, kept
@@ -207,16 +210,9 @@ def branch(b: Builder) -> None:
 
 
 MOVES: tuple[Move, ...] = (
-    unary,
-    neutral,
-    transpose,
-    reshape,
-    computed_reshape,
-    cut,
-    pad,
-    convolve,
-    project,
-) + (widen, combine, fold, branch, transpose, reshape)
+    *(unary, neutral, transpose, reshape, computed_reshape, cut, pad, convolve, project),
+    *(widen, combine, fold, branch, transpose, reshape),
+)
 
 
 def random_program(seed: int, moves: int = 25) -> Program:
