@@ -77,14 +77,15 @@ def table(
     _give_way(columns, widths, kept, width)
     lines = [_line([c.header for c in columns], columns, widths, kept, style)]
     lines += [_line(row, columns, widths, kept, style) for row in shown]
-    body = Text("\n".join(lines[1:]), no_wrap=True)
+    lines = lines if lines[0] else lines[1:]
+    text = Text("\n".join(lines), no_wrap=True, overflow="ignore")
+    headers = len(lines) - len(rows)
+    if headers:
+        text.stylize("dim", 0, len(lines[0]))
     if 0 <= bold_row < len(rows):
-        start = sum(len(line) + 1 for line in lines[1 : bold_row + 1])
-        body.stylize("bold", start, start + len(lines[bold_row + 1]))
-    head = Text(lines[0], "dim", no_wrap=True)
-    if not lines[0]:
-        return body
-    return Text("\n", no_wrap=True).join([head, body]) if rows else head
+        start = sum(len(line) + 1 for line in lines[: headers + bold_row])
+        text.stylize("bold", start, start + len(lines[headers + bold_row]))
+    return text
 
 
 def _line(

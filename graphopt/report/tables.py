@@ -305,7 +305,7 @@ def _steps(plan: MemoryPlan, style: Style, width: int) -> RenderableType:
         Column("operator", "left"),
         Column("node", "name"),
         Column("live bytes"),
-        Column("", "left"),
+        Column("", "left", spare=1),
         Column("scratch"),
     ]
     top = max((step.live_bytes for step in plan.steps), default=0)

@@ -72,7 +72,7 @@ def elide(text: str, width: int, mark: str = "…") -> str:
     room = width - cell_width(mark)
     if room <= 0:
         return mark[:width]
-    head = _take(text, int(room * _HEAD_SHARE))
+    head = _take(text, max(1, int(room * _HEAD_SHARE)) if room > 1 else 0)
     tail = _take(text[::-1], room - cell_width(head))[::-1]
     return head + mark + tail
 

@@ -137,16 +137,63 @@ class Net:
 
 def _assemble(name: str, net: Net, live: list[int], height: int) -> MemoryPlan:
     peak_step = max(range(len(live)), key=lambda i: (live[i], -i), default=0)
-    peak = max(live, default=0)
+    buffers = [*_arena_buffers(net), *_weight_buffers(net)]
+    weights = sum(b.padded_bytes for b in buffers if b.segment == "weights")
+    by_kind = dict.fromkeys(("input", "output", "activation", "weight", "state", "scratch"), 0)
+    for buffer in buffers:
+        by_kind[buffer.kind] += buffer.bytes
+    by_kind["scratch"] = max((s[2] for s in net.steps), default=0)
+    peak = _peak(net, live, peak_step)
+    return MemoryPlan(
+        tool="graphopt",
+        version="0.1.0",
+        model=_model(name, net),
+        target=TARGET,
+        target_sha256="5f" * 32,
+        runtime=RuntimeFacts(
+            name="arena",
+            description="an executor that keeps every buffer at its offset",
+            options={"in_place": True, "io_in_arena": True},
+        ),
+        pools=(
+            _pool("axi-sram", 512 << 10, arena=height, bound=peak.bytes, peak_step=peak_step),
+            _pool("flash", 2 << 20, weights=weights),
+        ),
+        buffers=tuple(buffers),
+        steps=tuple(
+            PlannedStep(
+                node=node, op=op, live_bytes=live[i], scratch_bytes=scratch, recompute_of=again
+            )
+            for i, (node, op, scratch, again) in enumerate(net.steps)
+        ),
+        peak=peak,
+        bytes_by_kind=by_kind,
+        naive_bytes=by_kind["activation"],
+        assumptions=("'batch', the first dimension of input 'image', is planned at 1",),
+    )
+
+
+def _peak(net: Net, live: list[int], step: int) -> Peak:
     owners = sorted(
-        (d for d in net.drafts if d.start <= peak_step < d.end and d.bytes),
+        (d for d in net.drafts if d.start <= step < d.end and d.bytes),
         key=lambda d: (-d.padded, d.name),
     )
-    buffers = [
+    return Peak(
+        bytes=live[step] if live else 0,
+        step=step,
+        node=net.steps[step][0] if net.steps else "",
+        owners=tuple(
+            PeakOwner(name=d.name, kind=d.kind, producer=d.producer, bytes=d.padded) for d in owners
+        ),
+    )
+
+
+def _arena_buffers(net: Net) -> list[PlannedBuffer]:
+    return [
         PlannedBuffer(
             name=d.name,
             kind=d.kind,
-            values=tuple(d.values) if d.kind != "scratch" else (),
+            values=tuple(d.values),
             dtype=d.dtype,
             shape=d.shape,
             bytes=d.bytes,
@@ -160,14 +207,18 @@ def _assemble(name: str, net: Net, live: list[int], height: int) -> MemoryPlan:
         )
         for d in net.drafts
     ]
+
+
+def _weight_buffers(net: Net) -> list[PlannedBuffer]:
+    buffers: list[PlannedBuffer] = []
     at = 0
-    for weight, shape, size in net.weights:
+    for name, shape, size in net.weights:
         padded = -(-size // ALIGNMENT) * ALIGNMENT
         buffers.append(
             PlannedBuffer(
-                name=weight,
+                name=name,
                 kind="weight",
-                values=(Alias(value=weight, relation="", of=weight),),
+                values=(Alias(value=name, relation="", of=name),),
                 dtype=net.dtype,
                 shape=shape,
                 bytes=size,
@@ -181,78 +232,27 @@ def _assemble(name: str, net: Net, live: list[int], height: int) -> MemoryPlan:
             )
         )
         at += padded
-    by_kind = dict.fromkeys(("input", "output", "activation", "weight", "state", "scratch"), 0)
-    for buffer in buffers:
-        by_kind[buffer.kind] += buffer.bytes
-    by_kind["scratch"] = max((s[2] for s in net.steps), default=0)
-    return MemoryPlan(
-        tool="graphopt",
-        version="0.1.0",
-        model=_model(name, net),
-        target=TARGET,
-        target_sha256="5f" * 32,
-        runtime=RuntimeFacts(
-            name="arena",
-            description="an executor that keeps every buffer at its offset",
-            options={"in_place": True, "io_in_arena": True},
-        ),
-        pools=(
-            PoolPlan(
-                name="axi-sram",
-                capacity_bytes=512 << 10,
-                limit_bytes=512 << 10,
-                alignment=ALIGNMENT,
-                arena_bytes=height,
-                weight_bytes=0,
-                io_bytes=0,
-                overhead_bytes=0,
-                total_bytes=height,
-                lower_bound_bytes=peak,
-                fragmentation=round(height / peak, 6) if peak else 1.0,
-                optimal=height == peak,
-                planner="first-fit by size",
-                peak_step=peak_step,
-            ),
-            PoolPlan(
-                name="flash",
-                capacity_bytes=2 << 20,
-                limit_bytes=2 << 20,
-                alignment=ALIGNMENT,
-                arena_bytes=0,
-                weight_bytes=at,
-                io_bytes=0,
-                overhead_bytes=0,
-                total_bytes=at,
-                lower_bound_bytes=0,
-                fragmentation=1.0,
-                optimal=True,
-                planner="",
-                peak_step=0,
-            ),
-        ),
-        buffers=tuple(buffers),
-        steps=tuple(
-            PlannedStep(
-                node=node,
-                op=op,
-                live_bytes=live[i],
-                scratch_bytes=scratch,
-                recompute_of=recompute_of,
-            )
-            for i, (node, op, scratch, recompute_of) in enumerate(net.steps)
-        ),
-        peak=Peak(
-            bytes=peak,
-            step=peak_step,
-            node=net.steps[peak_step][0] if net.steps else "",
-            owners=tuple(
-                PeakOwner(name=d.name, kind=d.kind, producer=d.producer, bytes=d.padded)
-                for d in owners
-            ),
-        ),
-        bytes_by_kind=by_kind,
-        naive_bytes=by_kind["activation"],
-        assumptions=("'batch', the first dimension of input 'image', is planned at 1",),
+    return buffers
+
+
+def _pool(
+    name: str, size: int, *, arena: int = 0, weights: int = 0, bound: int = 0, peak_step: int = 0
+) -> PoolPlan:
+    return PoolPlan(
+        name=name,
+        capacity_bytes=size,
+        limit_bytes=size,
+        alignment=ALIGNMENT,
+        arena_bytes=arena,
+        weight_bytes=weights,
+        io_bytes=0,
+        overhead_bytes=0,
+        total_bytes=arena + weights,
+        lower_bound_bytes=bound,
+        fragmentation=round(arena / bound, 6) if bound else 1.0,
+        optimal=arena == bound,
+        planner="" if weights else "first-fit by size",
+        peak_step=peak_step,
     )
 
 
