@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import onnx
 import onnx_ir as ir
@@ -126,7 +126,11 @@ def _field(
 def _write_tensor(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
     """Write the bytes of one tensor and let go of its memory map."""
     before = file.tell()
-    tensor.tofile(file)
+    writer = getattr(tensor, "tofile", None)
+    if writer is not None:
+        writer(file)
+    else:
+        file.write(tensor.tobytes())
     release = getattr(tensor, "release", None)
     if release is not None:
         release()
@@ -185,7 +189,8 @@ def _small_parts(program: Program, plan: MemoryPlan | None) -> tuple[bytes, byte
         name=program.graph.name,
         metadata_props=dict(sorted(program.graph.metadata_props.items())),
     )
-    ir.serde.serialize_graph_into(graph, view, model_ir_version=version)
+    # onnx_ir's own GraphView does not match its protocol in the optional fields.
+    ir.serde.serialize_graph_into(graph, cast(Any, view), model_ir_version=version)
     if version >= _VALUE_METADATA_SINCE:
         if plan is not None:
             _place_values(graph, plan)

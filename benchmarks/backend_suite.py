@@ -59,9 +59,10 @@ def cases() -> Iterator[Case]:
             found = load_model_tests(kind=kind)
         for case in found:
             if case.model is not None:
-                yield Case(case.name, case.model, list(case.data_sets), case.rtol, case.atol)
+                data: list[Any] = list(case.data_sets or ())
+                yield Case(case.name, case.model, data, case.rtol, case.atol)
             else:
-                folder = Path(case.model_dir)
+                folder = Path(case.model_dir or "")
                 model = onnx.load(str(folder / "model.onnx"))
                 data = [_read_set(model, part) for part in sorted(folder.glob("test_data_set_*"))]
                 yield Case(case.name, model, data, case.rtol, case.atol)
@@ -104,7 +105,7 @@ def same_model(original: onnx.ModelProto, saved: onnx.ModelProto) -> str:
 
 
 def _node(node: onnx.NodeProto) -> tuple[Any, ...]:
-    attributes = []
+    attributes: list[Any] = []
     for attribute in sorted(node.attribute, key=lambda a: a.name):
         if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
             bodies = [attribute.g, *attribute.graphs]

@@ -18,7 +18,7 @@ def conv_model(*, batch: int | str = 1, channels: int = 8) -> onnx.ModelProto:
     """Conv, BatchNormalization, Relu, Identity, Add: something for the clean-up to do."""
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((channels, 3, 3, 3)).astype(np.float32) / 5
-    tensors = {
+    tensors: dict[str, Any] = {
         "w": weight,
         "scale": rng.uniform(0.5, 1.5, channels).astype(np.float32),
         "bias": rng.standard_normal(channels).astype(np.float32),
@@ -84,8 +84,8 @@ def test_every_form_of_onnx_model_is_accepted(model_path: Path, form: str) -> No
 def test_outputs_are_those_of_the_original(model_path: Path) -> None:
     result = graphopt.compile(model_path)
     feed = {"x": np.random.default_rng(1).standard_normal((1, 3, 16, 16)).astype(np.float32)}
-    reference = onnx.reference.ReferenceEvaluator(conv_model()).run(None, feed)[0]
-    np.testing.assert_allclose(result.run(feed)["y"], reference, rtol=1e-4, atol=1e-5)
+    reference: Any = onnx.reference.ReferenceEvaluator(conv_model()).run(None, feed)
+    np.testing.assert_allclose(result.run(feed)["y"], reference[0], rtol=1e-4, atol=1e-5)
 
 
 def test_limit_too_small_says_by_how_much_and_who(model_path: Path) -> None:

@@ -61,7 +61,7 @@ def merge_config(options: dict[str, Any], path: Path) -> dict[str, Any]:
                 "config-type", f"'{path}': {key} is {value!r}, expected {expected.__name__}"
             )
         if merged[key] == _DEFAULTS[key]:
-            merged[key] = Path(value) if key in _PATHS else value
+            merged[key] = Path(str(value)) if key in _PATHS else value
     return merged
 
 

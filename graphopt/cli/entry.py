@@ -345,10 +345,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; return its exit code. Errors are printed, never raised."""
-    from graphopt.cli.outcome import report_error
+    from graphopt.cli.outcome import INTERRUPTED, report_error
 
     try:
         returned: Any = app(arguments, standalone_mode=False, prog_name="graphopt")
+        if returned == INTERRUPTED:  # typer turns an interrupt into an exit of its own
+            raise KeyboardInterrupt
         return returned if isinstance(returned, int) else 0
     except BaseException as error:
         return report_error(error, as_json="--json" in arguments)

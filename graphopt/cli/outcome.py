@@ -13,6 +13,7 @@ from graphopt.errors import GraphoptError
 # Typer carries its own copy of click in some releases and depends on it in others: the base of its
 # usage errors is found through the class that it exports.
 _USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+INTERRUPTED = 130
 _ISSUE_HINT = "this is a defect of graphopt: please report it with the lines above"
 
 
@@ -23,7 +24,7 @@ def report_error(error: BaseException, *, as_json: bool) -> int:
         return code if isinstance(code, int) else 0
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         print("graphopt: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     if isinstance(error, _USAGE_ERROR):
         error.show()
         return int(error.exit_code)

@@ -1,7 +1,7 @@
 """``graphopt explain``, ``graphopt targets ...`` and ``graphopt passes ...``."""
 
 import inspect
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from graphopt.cli.outcome import print_json
@@ -39,7 +39,7 @@ def run_targets_list(*, as_json: bool) -> None:
 
     rows = list_targets()
     if as_json:
-        print_json([row.__dict__ if hasattr(row, "__dict__") else row._asdict() for row in rows])
+        print_json([asdict(row) for row in rows])
         return
     width = max(len(row.name) for row in rows)
     for row in rows:
@@ -65,7 +65,7 @@ def run_targets_validate(path: Path, *, as_json: bool) -> None:
 
     problems = validate_target(path)
     if as_json:
-        print_json([vars(p) if hasattr(p, "__dict__") else p._asdict() for p in problems])
+        print_json([asdict(problem) for problem in problems])
     else:
         for problem in problems:
             print(f"{problem.file}: {problem.field}: {problem.message}")

@@ -1,6 +1,7 @@
 """Plans of dataflows: figures by hand, random dataflows, and a verifier seen to reject."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema
@@ -142,7 +143,7 @@ def offset_of(plan: MemoryPlan, name: str) -> int:
     return next(b.offset for b in plan.buffers if b.name == name)
 
 
-CORRUPTIONS = {
+CORRUPTIONS: dict[str, tuple[Callable[[MemoryPlan], MemoryPlan], str]] = {
     "offset onto a live buffer": (
         lambda p: corrupt(p, "b", offset=offset_of(p, "a")),
         "destroyed-while-read",
