@@ -1,6 +1,6 @@
 """graphopt: a model compiler for memory.
 
-``compile`` and ``plan`` are the two calls; everything else here is what they take or return.
+``compile``, ``plan`` and ``fit`` are the calls; everything else here is what they take or return.
 Importing this package imports neither torch nor onnxruntime: names are loaded when they are first
 used.
 """
@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from graphopt._version import __version__
-from graphopt.api import compile, plan
+from graphopt.api import compile, fit, plan
 from graphopt.errors import (
     DoesNotFitError,
     GraphoptError,
@@ -23,6 +23,7 @@ from graphopt.errors import (
 )
 
 if TYPE_CHECKING:
+    from graphopt.fit import FitReport
     from graphopt.memory.plan import MemoryPlan
     from graphopt.numerics.compare import Tolerance
     from graphopt.result import CompileResult
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "CompileResult": "graphopt.result",
+    "FitReport": "graphopt.fit",
     "MemoryPlan": "graphopt.memory.plan",
     "Target": "graphopt.targets.schema",
     "Tolerance": "graphopt.numerics.compare",
@@ -38,6 +40,7 @@ _LAZY = {
 __all__ = [
     "CompileResult",
     "DoesNotFitError",
+    "FitReport",
     "GraphoptError",
     "InvalidModelError",
     "InvariantError",
@@ -51,6 +54,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "compile",
+    "fit",
     "plan",
 ]
 

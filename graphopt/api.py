@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graphopt.fit import FitReport
     from graphopt.limits import MemoryLimit
     from graphopt.memory.plan import MemoryPlan
     from graphopt.numerics.compare import Tolerance
@@ -123,6 +124,48 @@ def plan(
         model,
         target,
         bindings,
+        example_inputs=example_inputs,
+        dynamic_shapes=dynamic_shapes,
+        trust=trust,
+    )
+
+
+def fit(
+    model: Any,
+    target: "str | os.PathLike[str] | Target",
+    dim: str,
+    *,
+    bindings: Mapping[str, int] | None = None,
+    memory_limit: "MemoryLimit" = None,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    trust: bool = False,
+) -> "FitReport":
+    """Return the largest size of the named dimension ``dim`` at which the model fits the target.
+
+    Args:
+        model: As in ``compile``.
+        target: As in ``compile``.
+        dim: Name of the dimension: a batch, a sequence, a resolution.
+        bindings: Sizes of the other named dimensions.
+        memory_limit: As in ``compile``; None for what the target offers.
+        example_inputs: As in ``compile``.
+        dynamic_shapes: As in ``compile``.
+        trust: As in ``compile``.
+
+    Raises:
+        OptionError: no such dimension, no limit, or sizes that are unknown.
+        DoesNotFitError: not even the smallest size fits.
+        InvalidModelError: the file is unreadable, malformed or refused for safety.
+    """
+    from graphopt.compiler import fit_model
+
+    return fit_model(
+        model,
+        target,
+        dim,
+        bindings,
+        memory_limit,
         example_inputs=example_inputs,
         dynamic_shapes=dynamic_shapes,
         trust=trust,

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import OptionError
+from graphopt.fit import FitReport, fit_program
 from graphopt.ir.dims import Bounds, Dim
 from graphopt.ir.program import Program
 from graphopt.ir.shapes import infer_shapes
-from graphopt.limits import check_limits, resolve_limits
+from graphopt.limits import MemoryLimit, check_limits, resolve_limits
 from graphopt.memory.plan import MemoryPlan, PassBytes
 from graphopt.memory.planning import make_plan
 from graphopt.numerics.compare import Comparison, Tolerance
@@ -74,6 +75,26 @@ def plan_model(
     program = load_program(model, example_inputs, options)
     upper_bounds = infer_shapes(program).upper_bounds
     return make_plan(program, resolved, bindings, upper_bounds=upper_bounds, effort="exact")
+
+
+def fit_model(
+    model: Any,
+    target: str | os.PathLike[str] | Target,
+    dimension: str,
+    bindings: Mapping[str, int] | None,
+    memory_limit: MemoryLimit,
+    *,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    trust: bool = False,
+) -> FitReport:
+    """Return the largest size of ``dimension`` that fits; nothing is rewritten."""
+    options = CompileOptions(target=target, dynamic_shapes=dynamic_shapes, trust=trust)
+    resolved = resolve_target(target)
+    limits = resolve_limits(memory_limit, resolved)
+    program = load_program(model, example_inputs, options)
+    upper_bounds = infer_shapes(program).upper_bounds
+    return fit_program(program, resolved, dimension, bindings or {}, limits, upper_bounds)
 
 
 def load_program(model: Any, example_inputs: Any, options: CompileOptions) -> Program:

@@ -246,6 +246,10 @@ CODES: dict[str, str] = {
     "keyword-unknown": (
         "`compile()` got a keyword it does not have. Use the one the message proposes."
     ),
+    "limit-missing": (
+        "Nothing limits the search: neither the target nor the call states bytes to fit into. "
+        "Give --memory-limit SIZE."
+    ),
     "limit-not-provable": (
         "A limit is set, but some sizes are unknown, so nothing can be promised. Bind the named "
         "dimensions, or give them upper bounds."

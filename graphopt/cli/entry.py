@@ -194,6 +194,46 @@ def plan(
 
 
 @app.command()
+def fit(
+    model: Model,
+    target: TargetOption,
+    dim: Annotated[
+        list[str],
+        typer.Option("--dim", metavar="NAME[=SIZE]", help="The dimension; others with a size."),
+    ],
+    memory_limit: Annotated[
+        list[str] | None, typer.Option("--memory-limit", metavar="[POOL=]SIZE", help="A limit.")
+    ] = None,
+    trust: TrustOption = False,
+    json_: JsonOption = False,
+) -> None:
+    """Find the largest batch, sequence or resolution that fits a target."""
+    from graphopt.cli.verb_fit import run_fit
+
+    run_fit(model, target, dim, memory_limit or [], trust=trust, as_json=json_)
+
+
+@app.command()
+def pack(
+    problem: Annotated[
+        Path, typer.Argument(metavar="PROBLEM.csv", help="Columns id,lower,upper,size[,offset].")
+    ],
+    capacity: Annotated[
+        str | None, typer.Option("--capacity", help="Bytes the arena may have; none minimizes.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the placement here.")
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", help="Time limit.")] = 20.0,
+    json_: JsonOption = False,
+) -> None:
+    """Solve a placement problem: the planner alone, on the CSV of the minimalloc benchmark."""
+    from graphopt.cli.verb_fit import run_pack
+
+    run_pack(problem, capacity, output, seconds=seconds, as_json=json_)
+
+
+@app.command()
 def inspect(
     model: Model,
     layers: Annotated[bool, typer.Option("--layers", help="List every node.")] = False,

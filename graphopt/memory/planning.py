@@ -60,6 +60,28 @@ class Rules:
     io_in_arena: bool
 
 
+def rules_for(target: Target) -> Rules:
+    """Return the rules of the runtime of ``target`` in the pool that holds its arena."""
+    pool = target.pool_for("activation")
+    return Rules(pool.alignment, target.runtime.in_place, target.runtime.io_in_arena)
+
+
+def program_dataflow(
+    program: Program,
+    target: Target,
+    bindings: Mapping[str, int] | None,
+    upper_bounds: Mapping[str, Dim],
+) -> tuple[Dataflow, Sizes]:
+    """Return the dataflow of ``program`` at the sizes to plan at, and these sizes.
+
+    Raises:
+        OptionError: a binding names no dimension or is outside its bounds.
+    """
+    sizes = choose_bindings(program, bindings, upper_bounds)
+    rules = rules_for(target)
+    return dataflow_of(program, sizes, lambda body: body_arena_bytes(body, rules)), sizes
+
+
 def make_plan(
     program: Program,
     target: Target,
@@ -80,10 +102,8 @@ def make_plan(
     Raises:
         OptionError: a binding names no dimension or is outside its bounds.
     """
-    sizes = choose_bindings(program, bindings, upper_bounds or {})
-    pool = target.pool_for("activation")
-    rules = Rules(pool.alignment, target.runtime.in_place, target.runtime.io_in_arena)
-    flow = dataflow_of(program, sizes, lambda body: body_arena_bytes(body, rules))
+    rules = rules_for(target)
+    flow, sizes = program_dataflow(program, target, bindings, upper_bounds or {})
     return assemble(_model_facts(program, sizes), target, flow, rules, effort)
 
 
@@ -96,10 +116,8 @@ def verify_for_program(
         InvariantError: the plan is wrong for this model.
         OptionError: the sizes it states are not sizes of this model.
     """
-    sizes = choose_bindings(program, plan.model.bindings, upper_bounds)
-    pool = target.pool_for("activation")
-    rules = Rules(pool.alignment, target.runtime.in_place, target.runtime.io_in_arena)
-    verify_plan(plan, dataflow_of(program, sizes, lambda body: body_arena_bytes(body, rules)))
+    flow, _ = program_dataflow(program, target, plan.model.bindings, upper_bounds)
+    verify_plan(plan, flow)
 
 
 def peak_of(
@@ -113,10 +131,8 @@ def peak_of(
 
     This is what the pipeline measures between passes: the liveness of the order as it is.
     """
-    sizes = choose_bindings(program, bindings, upper_bounds or {})
-    pool = target.pool_for("activation")
-    rules = Rules(pool.alignment, target.runtime.in_place, target.runtime.io_in_arena)
-    flow = dataflow_of(program, sizes, lambda body: body_arena_bytes(body, rules))
+    rules = rules_for(target)
+    flow, _ = program_dataflow(program, target, bindings, upper_bounds or {})
     if flow.not_planned:
         return None
     return min(_live_peak(flow, aliasing, rules) for aliasing in aliasings(flow, rules))
@@ -126,10 +142,15 @@ def _live_peak(flow: Dataflow, aliasing: Aliasing, rules: Rules) -> int:
     spans = [
         (life.start, life.end, _padded(life.size_bytes, rules.alignment))
         for life in lifetimes(flow, aliasing)
-        if _segment(life.role, rules) == "arena"
+        if segment_of(life.role, rules) == "arena"
     ]
     spans += _scratch_spans(flow, rules)
     return max(live_bytes(spans, len(flow.steps)), default=0)
+
+
+def best_aliasing(flow: Dataflow, rules: Rules) -> Aliasing:
+    """Return the way to share buffers with the fewest live bytes at the peak."""
+    return min(aliasings(flow, rules), key=lambda aliasing: _live_peak(flow, aliasing, rules))
 
 
 def aliasings(flow: Dataflow, rules: Rules) -> tuple[Aliasing, ...]:
@@ -205,7 +226,8 @@ def _padded(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
-def _segment(role: Role, rules: Rules) -> Segment:
+def segment_of(role: Role, rules: Rules) -> Segment:
+    """Return the segment of a pool in which buffers of ``role`` lie."""
     if role is Role.WEIGHT:
         return "weights"
     if role in _IO_ROLES and not rules.io_in_arena:
@@ -243,7 +265,7 @@ def _place(
     items: list[Item] = []
     place_of: dict[int, int] = {}
     for life in lives:
-        if _segment(life.role, rules) == "arena" and life.size_bytes:
+        if segment_of(life.role, rules) == "arena" and life.size_bytes:
             place_of[life.root] = len(items)
             padded = _padded(life.size_bytes, rules.alignment)
             name = flow.values[life.root].name
@@ -261,7 +283,7 @@ def _place(
     stacked: dict[tuple[str, Segment], int] = {}
     buffers = []
     for life in lives:
-        segment = _segment(life.role, rules)
+        segment = segment_of(life.role, rules)
         pool = arena_pool if segment == "arena" else target.pool_for(life.role.value)
         padded = _padded(life.size_bytes, pool.alignment)
         if segment == "arena":
