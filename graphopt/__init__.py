@@ -23,7 +23,7 @@ from graphopt.errors import (
 )
 
 if TYPE_CHECKING:
-    from graphopt.fit import FitReport
+    from graphopt.fitting import FitReport
     from graphopt.memory.plan import MemoryPlan
     from graphopt.numerics.compare import Tolerance
     from graphopt.result import CompileResult
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "CompileResult": "graphopt.result",
-    "FitReport": "graphopt.fit",
+    "FitReport": "graphopt.fitting",
     "MemoryPlan": "graphopt.memory.plan",
     "Target": "graphopt.targets.schema",
     "Tolerance": "graphopt.numerics.compare",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graphopt.fit import FitReport
+    from graphopt.fitting import FitReport
     from graphopt.limits import MemoryLimit
     from graphopt.memory.plan import MemoryPlan
     from graphopt.numerics.compare import Tolerance

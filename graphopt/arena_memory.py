@@ -91,6 +91,8 @@ class Segment:
 
     def held_over(self, start: int, end: int) -> Iterator[Held]:
         """Yield the values that have a byte in ``[start, end)``."""
+        if start >= end:
+            return
         at = bisect_left(self._held, (end,)) - 1
         while at >= 0 and self._held[at][0] + self._longest > start:
             if self._held[at][1] > start:
@@ -130,3 +132,35 @@ class Segment:
             if part.min() != POISON or part.max() != POISON:
                 return low + int(np.argmax(part != POISON))
         return None
+
+
+class MappedWeights:
+    """A segment of weights whose bytes stay in their file, read-only; only the places are kept."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._spans: list[tuple[str, Bytes, int]] = []
+
+    def put(self, name: str, start: int, data: Bytes) -> str | None:
+        """Place a weight; returns the name of one that has a byte there already, else None."""
+        at = bisect_left(self._starts, start)
+        if at < len(self._starts) and self._starts[at] < start + data.size:
+            return self._spans[at][0]
+        if at and self._starts[at - 1] + self._spans[at - 1][1].size > start:
+            return self._spans[at - 1][0]
+        self._starts.insert(at, start)
+        self._spans.insert(at, (name, data, digest_of(data)))
+        return None
+
+    def part(self, start: int, end: int) -> Bytes | None:
+        """Return the bytes ``[start, end)`` when they lie inside one weight."""
+        at = bisect_left(self._starts, start + 1) - 1
+        if at < 0:
+            return None
+        first, data = self._starts[at], self._spans[at][1]
+        return data[start - first : end - first] if end <= first + data.size else None
+
+    def first_changed(self) -> str | None:
+        """Return the name of a weight that is not what it was, None when all are."""
+        changed = (name for name, data, digest in self._spans if digest_of(data) != digest)
+        return next(changed, None)

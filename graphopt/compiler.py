@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import OptionError
-from graphopt.fit import FitReport, fit_program
+from graphopt.fitting import FitReport, fit_program
 from graphopt.ir.dims import Bounds, Dim
 from graphopt.ir.program import Program
 from graphopt.ir.shapes import infer_shapes

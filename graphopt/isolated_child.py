@@ -133,9 +133,9 @@ def check(_: Path, arguments: dict[str, Any]) -> dict[str, Any]:
 
     try:
         onnx.checker.check_model(arguments["model"], full_check=arguments.get("full", True))
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise RefusedError("checker-refused", str(error)) from error
-    except (RuntimeError, ValueError, UnicodeDecodeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise RefusedError("checker-refused", f"{type(error).__name__}: {error}") from error
     return {}
 
@@ -143,21 +143,19 @@ def check(_: Path, arguments: dict[str, Any]) -> dict[str, Any]:
 def infer_shapes(_: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     """Run the shape inference of ONNX on a file, its large weights left out."""
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no stubs
 
     try:
         model = onnx.load(arguments["model"], load_external_data=False)
-    except DecodeError as error:
-        raise RefusedError("inference-refused", f"no ONNX model: {error}") from error
-    _leave_out_weights(model)
-    try:
+        _leave_out_weights(model)
         inferred = onnx.shape_inference.infer_shapes(
             model,
             check_type=arguments.get("strict", False),
             strict_mode=arguments.get("strict", False),
             data_prop=arguments.get("data_prop", False),
         )
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise RefusedError("inference-refused", f"{type(error).__name__}: {error}") from error
     return {"model": inferred.SerializeToString(deterministic=True)}
 
@@ -306,6 +304,13 @@ def _array_of(value: Any) -> Any:
     return np.frombuffer(data, dtype).reshape(value.shape())
 
 
+def run_arena(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Run a model inside the memory of its plan, node by node."""
+    from graphopt import arena_tasks
+
+    return arena_tasks.run_arena(folder, arguments)
+
+
 def _runtime_text(error: Exception) -> str:
     """Return the text of an onnxruntime error without its number."""
     text = str(error) or type(error).__name__
@@ -317,6 +322,7 @@ TASKS: dict[str, Task] = {
     "infer-shapes": infer_shapes,
     "load": load,
     "run": run,
+    "run-arena": run_arena,
 }
 
 if __name__ == "__main__":
