@@ -38,7 +38,12 @@ def compile_model(model: Any, example_inputs: Any, options: CompileOptions) -> C
         reports = _run_passes(program, target, options, upper_bounds, original)
         upper_bounds = infer_shapes(program).upper_bounds
         plan = make_plan(
-            program, target, options.bindings, upper_bounds=upper_bounds, effort="exact"
+            program,
+            target,
+            options.bindings,
+            upper_bounds=upper_bounds,
+            effort="exact",
+            limits=limits,
         ).with_passes(tuple(_pass_bytes(report) for report in reports))
         result = CompileResult(
             program=program,
@@ -65,6 +70,7 @@ def plan_model(
     *,
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
+    limits: Mapping[str, int] | None = None,
     trust: bool = False,
 ) -> MemoryPlan:
     """Return the plan of ``model`` as it is, without rewriting anything."""
@@ -74,7 +80,9 @@ def plan_model(
     resolved = resolve_target(target)
     program = load_program(model, example_inputs, options)
     upper_bounds = infer_shapes(program).upper_bounds
-    return make_plan(program, resolved, bindings, upper_bounds=upper_bounds, effort="exact")
+    return make_plan(
+        program, resolved, bindings, upper_bounds=upper_bounds, effort="exact", limits=limits
+    )
 
 
 def fit_model(

@@ -140,7 +140,13 @@ class _Search:
     def plan(self, size: int) -> MemoryPlan:
         if size not in self.plans:
             sizes = {**self.bindings, self.dimension: size}
-            plan = make_plan(self.program, self.target, sizes, upper_bounds=self.upper_bounds)
+            plan = make_plan(
+                self.program,
+                self.target,
+                sizes,
+                upper_bounds=self.upper_bounds,
+                limits=self.limits,
+            )
             if plan.not_planned:
                 first = plan.not_planned[0]
                 raise OptionError(
@@ -197,6 +203,7 @@ class _Search:
             {**self.bindings, self.dimension: size},
             upper_bounds=self.upper_bounds,
             effort="exact",
+            limits=self.limits,
         )
         return FitReport(
             self.dimension, size, at_bound, final, constraints, formula, tuple(sorted(self.plans))

@@ -19,10 +19,11 @@ LAYERS = (
     ("ir",),
     ("memory",),
     ("safe_files", "isolation", "isolated_child"),
+    ("arena_memory", "arena_kernels", "arena_tasks"),
     ("pipeline",),
     ("passes", "backends", "frontends", "report"),
     ("numerics",),
-    ("limits", "options", "explain", "result", "error_codes", "compiler", "api"),
+    ("limits", "options", "explain", "fitting", "result", "error_codes", "compiler", "api"),
     ("cli",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -7,7 +7,7 @@ from typing import Any
 from graphopt.cli.common import Loaded, parse_dims
 from graphopt.cli.outcome import print_json
 from graphopt.compiler import load_program
-from graphopt.errors import InvariantError, OptionError, VerificationError
+from graphopt.errors import InvariantError, OptionError, UnsupportedError, VerificationError
 from graphopt.ir.program import Program
 from graphopt.ir.shapes import infer_shapes
 from graphopt.memory.plan import MemoryPlan
@@ -55,6 +55,8 @@ def run_check(
         lines.append(
             f"  {plan_file}: plan proven: {len(plan.steps)} steps inside {plan.arena_bytes} bytes"
         )
+        done["plan"]["run"], line = _execute_plan(program, plan, seed)
+        lines.append(f"  {plan_file}: {line}")
     if as_json:
         print_json(done)
     else:
@@ -93,6 +95,29 @@ def _compare(
         return reference.verify(candidate)
     finally:
         reference.close()
+
+
+def _execute_plan(program: Program, plan: MemoryPlan, seed: int) -> tuple[dict[str, Any], str]:
+    """Run the model inside the memory of the plan; return what happened, as data and as a line.
+
+    A model that cannot be run so (random numbers, no kernel) is said to be not executed.
+
+    Raises:
+        VerificationError: the plan does not stand the run.
+    """
+    from graphopt.numerics.arena_runner import run_in_arena
+
+    try:
+        run = run_in_arena(program, plan, seed=seed)
+    except UnsupportedError as error:
+        return {"executed": False, **error.to_dict()}, f"not executed: {error.message}"
+    kernels = ", ".join(f"{count} by {who}" for who, count in run.kernels.items() if count)
+    outside = f", {len(run.outside)} values outside of the plan" if run.outside else ""
+    return {"executed": True, **run.to_dict()}, (
+        f"executed: {run.steps} steps ({kernels}) wrote up to byte {run.written_high_water} of "
+        f"{run.arena_bytes}{outside}; largest error {run.comparison.max_rel_error:.3g} "
+        "of the scale"
+    )
 
 
 def _verify_plan(program: Program, path: Path, upper_bounds: Any) -> MemoryPlan:

@@ -40,6 +40,7 @@ def run_plan(
         parse_dims(dims) or None,
         example_inputs=loaded.example_inputs,
         dynamic_shapes=loaded.dynamic_shapes,
+        limits=allowed,
         trust=trust,
     )
     text = _render(plan, format_, Path(model).name, top=top, steps=steps, allowed=allowed)

@@ -22,14 +22,8 @@ from graphopt.ir.program import Program, graphs_of, size_bytes
 from graphopt.ir.program import dims_of as dims_of_value
 from graphopt.memory.dataflow import Dataflow
 from graphopt.memory.liveness import Lifetime, lifetimes
-from graphopt.memory.planning import (
-    Rules,
-    best_aliasing,
-    peak_of,
-    program_dataflow,
-    rules_for,
-    segment_of,
-)
+from graphopt.memory.placing import Rules, segment_of
+from graphopt.memory.planning import best_aliasing, peak_of, program_dataflow, rules_for
 from graphopt.targets.schema import Target
 
 _MOST_SIZES = 4096

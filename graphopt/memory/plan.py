@@ -176,13 +176,13 @@ class MemoryPlan(_Data):
 
     @property
     def arena_bytes(self) -> int:
-        """Bytes of the arena."""
-        return self.arena_pool.arena_bytes
+        """Bytes of the arena, all pools together."""
+        return sum(pool.arena_bytes for pool in self.pools)
 
     @property
     def lower_bound_bytes(self) -> int:
-        """Proven least arena for this order and these buffers."""
-        return self.arena_pool.lower_bound_bytes
+        """Proven least arena for this order and these buffers, all pools together."""
+        return sum(pool.lower_bound_bytes for pool in self.pools)
 
     @property
     def is_complete(self) -> bool:

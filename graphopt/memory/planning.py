@@ -6,8 +6,6 @@ keeps every buffer at its offset.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import onnx_ir as ir
 
@@ -17,10 +15,17 @@ from graphopt.ir.program import Program, dims_of
 from graphopt.memory.aliasing import Aliasing, resolve_aliases
 from graphopt.memory.dataflow import Dataflow, Role
 from graphopt.memory.dataflow_onnx import dataflow_of
-from graphopt.memory.liveness import Lifetime, lifetimes, live_bytes
+from graphopt.memory.liveness import lifetimes, live_bytes
 from graphopt.memory.parts import place_parts
+from graphopt.memory.placing import (
+    Effort,
+    Placed,
+    Rules,
+    padded_size,
+    place_buffers,
+    segment_of,
+)
 from graphopt.memory.plan import (
-    Alias,
     MemoryPlan,
     ModelFacts,
     Peak,
@@ -29,11 +34,10 @@ from graphopt.memory.plan import (
     PlannedStep,
     PoolPlan,
     RuntimeFacts,
-    Segment,
     Unplanned,
 )
 from graphopt.memory.planners import plan_placement
-from graphopt.memory.problem import Item, Problem
+from graphopt.memory.problem import Item, Placement, Problem
 from graphopt.memory.sizes import Sizes, choose_bindings
 from graphopt.memory.verify_plan import verify_plan
 from graphopt.targets.schema import Target
@@ -41,23 +45,7 @@ from graphopt.targets.schema import Target
 _RUNTIME_TEXT = (
     "an executor that runs the nodes in the order of the plan and keeps every buffer at its offset"
 )
-Effort = Literal["greedy", "exact"]
-_IO_ROLES = (Role.INPUT, Role.OUTPUT, Role.STATE)
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the runtime does, as far as the plan is concerned.
-
-    Attributes:
-        alignment: Every arena offset and padded size is a multiple of this.
-        in_place: The runtime writes in place where the last reader permits.
-        io_in_arena: Inputs and outputs live in the arena and are reused; else the caller owns them.
-    """
-
-    alignment: int
-    in_place: bool
-    io_in_arena: bool
+_NO_ARENA = Placement((), 0, "", 0, True)
 
 
 def rules_for(target: Target) -> Rules:
@@ -89,6 +77,7 @@ def make_plan(
     *,
     upper_bounds: Mapping[str, Dim] | None = None,
     effort: Effort = "greedy",
+    limits: Mapping[str, int] | None = None,
 ) -> MemoryPlan:
     """Return the verified plan of ``program`` on ``target``.
 
@@ -98,13 +87,15 @@ def make_plan(
         bindings: Sizes of named dimensions; others are planned at their upper bounds.
         upper_bounds: Expressions that data-dependent symbols never exceed.
         effort: "greedy" or "exact": how hard the placement is searched.
+        limits: Bytes allowed by pool, above which buffers spill to the next; None for what the
+            target offers.
 
     Raises:
         OptionError: a binding names no dimension or is outside its bounds.
     """
     rules = rules_for(target)
     flow, sizes = program_dataflow(program, target, bindings, upper_bounds or {})
-    return assemble(_model_facts(program, sizes), target, flow, rules, effort)
+    return assemble(_model_facts(program, sizes), target, flow, rules, effort, limits)
 
 
 def verify_for_program(
@@ -140,7 +131,7 @@ def peak_of(
 
 def _live_peak(flow: Dataflow, aliasing: Aliasing, rules: Rules) -> int:
     spans = [
-        (life.start, life.end, _padded(life.size_bytes, rules.alignment))
+        (life.start, life.end, padded_size(life.size_bytes, rules.alignment))
         for life in lifetimes(flow, aliasing)
         if segment_of(life.role, rules) == "arena"
     ]
@@ -167,28 +158,50 @@ def body_arena_bytes(body: Dataflow, rules: Rules) -> int:
     aliasing = resolve_aliases(body, in_place=rules.in_place, io_in_arena=False)
     # Carried values stand in the arena of the body although somebody else owns them.
     items = [
-        Item(str(life.root), life.start, life.end, _padded(life.size_bytes, rules.alignment))
+        Item(str(life.root), life.start, life.end, padded_size(life.size_bytes, rules.alignment))
         for life in lifetimes(body, aliasing)
         if life.role in (Role.ACTIVATION, Role.STATE) and life.size_bytes
     ]
     items += [
-        Item(f"scratch {number}", number, number + 1, _padded(step.scratch_bytes, rules.alignment))
+        Item(
+            f"scratch {number}",
+            number,
+            number + 1,
+            padded_size(step.scratch_bytes, rules.alignment),
+        )
         for number, step in enumerate(body.steps)
         if step.scratch_bytes
     ]
     return plan_placement(Problem(tuple(items))).height
 
 
+def limits_of(target: Target) -> dict[str, int]:
+    """Return what each pool of ``target`` offers, for pools that state it."""
+    return {p.name: p.limit_bytes for p in target.pools if p.limit_bytes is not None}
+
+
 def assemble(
-    facts: ModelFacts, target: Target, flow: Dataflow, rules: Rules, effort: Effort
+    facts: ModelFacts,
+    target: Target,
+    flow: Dataflow,
+    rules: Rules,
+    effort: Effort,
+    limits: Mapping[str, int] | None = None,
 ) -> MemoryPlan:
-    """Return the verified plan of ``flow``, whose steps are in their final order."""
+    """Return the verified plan of ``flow``, whose steps are in their final order.
+
+    ``limits`` are the bytes allowed by pool; None for what the target offers.
+    """
+    allowed = limits_of(target) if limits is None else limits
     # Fewer live bytes can pack worse: every way to share is placed, the lowest arena wins.
-    placed = [
-        _place(flow, aliasing, lifetimes(flow, aliasing), target, rules, effort)
-        for aliasing in aliasings(flow, rules)
-    ]
-    buffers, arena_fields = min(placed, key=lambda one: one[1].height)
+    placed = min(
+        (
+            place_buffers(flow, aliasing, target, rules, effort, allowed)
+            for aliasing in aliasings(flow, rules)
+        ),
+        key=lambda one: (one.excess, one.arena_bytes),
+    )
+    buffers = placed.buffers
     spans = [(b.start, b.end, b.padded_bytes) for b in buffers if b.segment == "arena"]
     live = live_bytes(spans, len(flow.steps))
     steps = tuple(
@@ -207,7 +220,7 @@ def assemble(
             description=_RUNTIME_TEXT,
             options={"in_place": rules.in_place, "io_in_arena": rules.io_in_arena},
         ),
-        pools=_pools(target, buffers, flow, peak.step, arena_fields),
+        pools=_pools(target, placed, flow, peak.step),
         buffers=buffers,
         steps=steps,
         peak=peak,
@@ -222,140 +235,12 @@ def assemble(
     return plan
 
 
-def _padded(size: int, alignment: int) -> int:
-    return -(-size // alignment) * alignment
-
-
-def segment_of(role: Role, rules: Rules) -> Segment:
-    """Return the segment of a pool in which buffers of ``role`` lie."""
-    if role is Role.WEIGHT:
-        return "weights"
-    if role in _IO_ROLES and not rules.io_in_arena:
-        return "io"
-    return "arena"
-
-
 def _scratch_spans(flow: Dataflow, rules: Rules) -> list[tuple[int, int, int]]:
     return [
-        (number, number + 1, _padded(step.scratch_bytes, rules.alignment))
+        (number, number + 1, padded_size(step.scratch_bytes, rules.alignment))
         for number, step in enumerate(flow.steps)
         if step.scratch_bytes
     ]
-
-
-@dataclass(frozen=True)
-class _ArenaFields:
-    """What the placement says about the arena."""
-
-    pool: str
-    height: int
-    lower_bound: int
-    optimal: bool
-    planner: str
-
-
-def _place(
-    flow: Dataflow,
-    aliasing: Aliasing,
-    lives: tuple[Lifetime, ...],
-    target: Target,
-    rules: Rules,
-    effort: Effort,
-) -> tuple[tuple[PlannedBuffer, ...], _ArenaFields]:
-    items: list[Item] = []
-    place_of: dict[int, int] = {}
-    for life in lives:
-        if segment_of(life.role, rules) == "arena" and life.size_bytes:
-            place_of[life.root] = len(items)
-            padded = _padded(life.size_bytes, rules.alignment)
-            name = flow.values[life.root].name
-            items.append(Item(name, life.start, life.end, padded, rules.alignment))
-    scratch_items: list[tuple[int, int]] = []
-    for number, step in enumerate(flow.steps):
-        if step.scratch_bytes:
-            scratch_items.append((number, len(items)))
-            padded = _padded(step.scratch_bytes, rules.alignment)
-            items.append(
-                Item(f"scratch of {step.name}", number, number + 1, padded, rules.alignment)
-            )
-    arena_pool = target.pool_for("activation")
-    placement = plan_placement(Problem(tuple(items)), effort=effort)
-    stacked: dict[tuple[str, Segment], int] = {}
-    buffers = []
-    for life in lives:
-        segment = segment_of(life.role, rules)
-        pool = arena_pool if segment == "arena" else target.pool_for(life.role.value)
-        padded = _padded(life.size_bytes, pool.alignment)
-        if segment == "arena":
-            offset = placement.offsets[place_of[life.root]] if life.root in place_of else 0
-        else:
-            offset = stacked.get((pool.name, segment), 0)
-            stacked[pool.name, segment] = offset + padded
-        buffers.append(_buffer(flow, aliasing, life, pool.name, segment, offset, padded))
-    for number, position in scratch_items:
-        step = flow.steps[number]
-        buffers.append(
-            PlannedBuffer(
-                name=items[position].id,
-                kind="scratch",
-                values=(),
-                dtype="",
-                shape=(),
-                bytes=step.scratch_bytes,
-                padded_bytes=items[position].size,
-                pool=arena_pool.name,
-                segment="arena",
-                offset=placement.offsets[position],
-                start=number,
-                end=number + 1,
-                producer=step.name,
-            )
-        )
-    fields = _ArenaFields(
-        arena_pool.name,
-        placement.height,
-        placement.lower_bound,
-        placement.optimal,
-        placement.planner,
-    )
-    return tuple(buffers), fields
-
-
-def _buffer(
-    flow: Dataflow,
-    aliasing: Aliasing,
-    life: Lifetime,
-    pool: str,
-    segment: Segment,
-    offset: int,
-    padded: int,
-) -> PlannedBuffer:
-    opener = flow.values[life.root]
-    # Weights and inputs outlive their last reader: they belong to somebody else.
-    whole_run = segment in ("weights", "io")
-    return PlannedBuffer.model_construct(
-        name=opener.name,
-        kind=life.role.value,
-        values=tuple(
-            Alias.model_construct(
-                value=flow.values[m].name,
-                relation=aliasing.relation[m],
-                of=flow.values[aliasing.source[m]].name,
-                offset=aliasing.offset[m],
-            )
-            for m in life.members
-        ),
-        dtype=opener.dtype,
-        shape=opener.shape,
-        bytes=life.size_bytes,
-        padded_bytes=padded,
-        pool=pool,
-        segment=segment,
-        offset=offset,
-        start=0 if whole_run else life.start,
-        end=max(1, len(flow.steps)) if whole_run else life.end,
-        producer=opener.producer,
-    )
 
 
 def _peak(
@@ -379,42 +264,35 @@ def _peak(
     )
 
 
-def _pools(
-    target: Target,
-    buffers: Iterable[PlannedBuffer],
-    flow: Dataflow,
-    peak_step: int,
-    arena: _ArenaFields,
-) -> tuple[PoolPlan, ...]:
+def _pools(target: Target, placed: Placed, flow: Dataflow, peak_step: int) -> tuple[PoolPlan, ...]:
     taken: dict[tuple[str, str], int] = {}
-    for buffer in buffers:
+    for buffer in placed.buffers:
         if buffer.segment != "arena":
             key = (buffer.pool, buffer.segment)
             taken[key] = taken.get(key, 0) + buffer.padded_bytes
+    first = target.pool_for("activation").name
     plans = []
     for pool in target.pools:
-        holds_arena = pool.name == arena.pool
+        arena = placed.arenas.get(pool.name, _NO_ARENA)
         weights = taken.get((pool.name, "weights"), 0)
         io_bytes = taken.get((pool.name, "io"), 0)
-        arena_bytes = arena.height if holds_arena else 0
-        overhead = _overhead_bytes(target, flow, weights) if holds_arena else 0
-        bound = arena.lower_bound if holds_arena else 0
+        bound = arena.lower_bound
         plans.append(
             PoolPlan(
                 name=pool.name,
                 capacity_bytes=pool.size_bytes,
                 limit_bytes=pool.limit_bytes,
                 alignment=pool.alignment,
-                arena_bytes=arena_bytes,
+                arena_bytes=arena.height,
                 weight_bytes=weights,
                 io_bytes=io_bytes,
-                overhead_bytes=overhead,
-                total_bytes=arena_bytes + weights + io_bytes,
+                overhead_bytes=_overhead_bytes(target, flow, weights) if pool.name == first else 0,
+                total_bytes=arena.height + weights + io_bytes,
                 lower_bound_bytes=bound,
-                fragmentation=round(arena_bytes / bound, 6) if bound else 1.0,
-                optimal=arena.optimal if holds_arena else True,
-                planner=arena.planner if holds_arena else "",
-                peak_step=peak_step if holds_arena else 0,
+                fragmentation=round(arena.height / bound, 6) if bound else 1.0,
+                optimal=arena.optimal,
+                planner=arena.planner,
+                peak_step=peak_step if arena.height else 0,
             )
         )
     return tuple(plans)
