@@ -14,6 +14,7 @@ from graphopt.ir.shapes import infer_shapes
 from graphopt.limits import MemoryLimit, check_limits, resolve_limits
 from graphopt.memory.plan import MemoryPlan, PassBytes
 from graphopt.memory.planning import make_plan
+from graphopt.memory.sizes import input_symbols
 from graphopt.numerics.compare import Comparison, Tolerance
 from graphopt.options import CompileOptions
 from graphopt.pipeline.instruments import CompareEach, DumpText, MeasureMemory
@@ -234,12 +235,38 @@ def _warnings(program: Program, target: Target, options: CompileOptions) -> tupl
     warnings = list(program.notes)
     if options.tolerance is None:
         warnings.append("verification is off: nothing shows that the result computes the same")
+    warnings += _unfit_shapes(program, target)
     limit = target.runtime.max_opset
     if limit is not None and program.opset > limit:
         warnings.append(
             f"opset {program.opset} is above what the runtime of '{target.name}' takes ({limit})"
         )
     return tuple(warnings)
+
+
+def _unfit_shapes(program: Program, target: Target) -> list[str]:
+    """Return what the runtime of the target does not take: high ranks, dynamic dimensions."""
+    warnings = []
+    most = target.runtime.max_rank
+    if most is not None:
+        high = [
+            value.name or ""
+            for node in program.graph
+            for value in node.outputs
+            if value.shape is not None and len(value.shape) > most
+        ]
+        if high:
+            warnings.append(
+                f"{len(high)} tensors have more than the {most} dimensions that the runtime of "
+                f"'{target.name}' takes, the first is '{high[0]}'"
+            )
+    names = input_symbols(program.graph.inputs)
+    if target.runtime.static_shapes_only and names:
+        warnings.append(
+            f"the runtime of '{target.name}' takes fixed shapes only, and {', '.join(names)} "
+            "are free in the emitted file"
+        )
+    return warnings
 
 
 def _title(program: Program) -> str:

@@ -17,7 +17,7 @@ of the graph. Rules:
    figure.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -31,17 +31,24 @@ from graphopt.memory.sizes import Sizes, UnknownSizeError
 ScratchPlanner = Callable[[Dataflow], int]
 
 
-def dataflow_of(program: Program, sizes: Sizes, scratch_planner: ScratchPlanner) -> Dataflow:
+def dataflow_of(
+    program: Program,
+    sizes: Sizes,
+    scratch_planner: ScratchPlanner,
+    *,
+    in_place_ops: Collection[str] | None = None,
+) -> Dataflow:
     """Return the dataflow of the main graph.
 
     Args:
         program: The model; every value should have a shape.
         sizes: The sizes to plan at.
         scratch_planner: Returns the arena bytes that the dataflow of a body needs.
+        in_place_ops: Operator types that may write over an input; None: all that the facts allow.
     """
     state_inputs = {name for name, _ in program.states}
     state_outputs = {name for _, name in program.states}
-    builder = _Builder(sizes, scratch_planner)
+    builder = _Builder(sizes, scratch_planner, in_place_ops)
     for value in program.graph.inputs:
         builder.add(value, Role.STATE if value.name in state_inputs else Role.INPUT)
     for graph in graphs_of(program.graph):
@@ -60,6 +67,7 @@ class _Builder:
 
     sizes: Sizes
     scratch_planner: ScratchPlanner
+    in_place_ops: Collection[str] | None = None
     values: list[DataValue] = field(default_factory=list)
     index: dict[ir.Value, int] = field(default_factory=dict)
     not_planned: list[NotPlanned] = field(default_factory=list)
@@ -117,12 +125,16 @@ class _Builder:
             reads=reads,
             writes=tuple(writes),
             view_of=tuple(self._views(node)),
-            may_overwrite=tuple(self._pairs(node, may_overwrite(node))),
+            may_overwrite=tuple(self._pairs(node, self._in_place(node))),
             cuts=tuple(self._parts(node, cuts(node), of_input=True)),
             joins=tuple(self._parts(node, joins(node), of_input=False)),
             scratch_bytes=scratch,
             scratch_note=note,
         )
+
+    def _in_place(self, node: ir.Node) -> tuple[tuple[int, int], ...]:
+        allowed = self.in_place_ops is None or node.op_type in self.in_place_ops
+        return may_overwrite(node) if allowed else ()
 
     def _pairs(
         self, node: ir.Node, pairs: tuple[tuple[int, int], ...]
@@ -170,7 +182,7 @@ class _Builder:
         return max(arenas), f"largest of {len(bodies)} bodies" if len(bodies) > 1 else "body"
 
     def _body_arena(self, node: ir.Node, body: ir.Graph) -> int:
-        inner = _Builder(self.sizes, self.scratch_planner)
+        inner = _Builder(self.sizes, self.scratch_planner, self.in_place_ops)
         for value in body.inputs:
             inner.add(value, Role.STATE)
         direct = is_onnx(node, "If")

@@ -39,6 +39,7 @@ from graphopt.memory.plan import (
 from graphopt.memory.planners import plan_placement
 from graphopt.memory.problem import Item, Placement, Problem
 from graphopt.memory.sizes import Sizes, choose_bindings
+from graphopt.memory.streaming import stream_weights
 from graphopt.memory.verify_plan import verify_plan
 from graphopt.targets.schema import Target
 
@@ -67,7 +68,13 @@ def program_dataflow(
     """
     sizes = choose_bindings(program, bindings, upper_bounds)
     rules = rules_for(target)
-    return dataflow_of(program, sizes, lambda body: body_arena_bytes(body, rules)), sizes
+    flow = dataflow_of(
+        program,
+        sizes,
+        lambda body: body_arena_bytes(body, rules),
+        in_place_ops=target.compute.in_place_ops,
+    )
+    return (stream_weights(flow) if target.runtime.stream_weights else flow), sizes
 
 
 def make_plan(

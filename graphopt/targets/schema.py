@@ -160,6 +160,8 @@ class Runtime(_Part):
         io_in_arena: True: graph inputs and outputs live inside the arena and their bytes may be
             reused after the last use. False: the caller owns them and they are accounted apart.
         in_place: Whether a step may write its result over an input that dies there.
+        stream_weights: Whether weights are copied into the arena one step ahead of their use and
+            forgotten after it, because kernels read fast memory only.
         fused_activations: ONNX operator types that `executes_with` computes inside the kernel of
             the Conv before; the pairs with other producers are in `Compute.fused`.
         max_opset: Highest ai.onnx opset that `executes_with` loads; None when no limit is known.
@@ -171,6 +173,7 @@ class Runtime(_Part):
     executes_with: Literal["onnxruntime", "torch", "none"]
     io_in_arena: bool
     in_place: bool = True
+    stream_weights: bool = False
     fused_activations: Names = ()
     max_opset: Annotated[int, Field(ge=1)] | None = None
     static_shapes_only: bool = False
