@@ -30,12 +30,23 @@ def own_copy(model: ir.Model) -> tuple[ir.Model, tuple[Path, ...]]:
         check_links(model)
     except InvariantError as error:
         raise InvalidModelError("graph-invalid", error.message, node=error.node) from error
-    copied = model.clone()
+    try:
+        copied = model.clone()
+    except Exception as error:
+        raise InvalidModelError(
+            "graph-invalid", f"the model cannot be copied: {str(_first_cause(error))[:200]}"
+        ) from error
     for graph in graphs_of(copied.graph):
         for value in graph.initializers.values():
             if value.const_value is not None:
                 value.const_value = _own_tensor(value.const_value)
     return copied, files.finish()
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 class _Files:

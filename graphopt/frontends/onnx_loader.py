@@ -50,6 +50,9 @@ OLDEST_OPSET = 7
 OLDEST_IR_VERSION = 3
 
 _DAMAGED = "the file may be damaged: copy or download it again"
+# A model of other domains only (trees of ai.onnx.ml) imports no ONNX operators. Nodes that passes
+# add need a version; no node of the model depends on it.
+_OPSET_OF_OTHERS = 13
 _DEFAULT_DOMAIN = ("", "ai.onnx")
 
 
@@ -182,13 +185,13 @@ def _check_versions(ir_version: int, imports: Mapping[str, int]) -> None:
             f"{NEWEST_IR_VERSION}",
             hint="save it again with another version of its exporter",
         )
-    opset = next((imports[d] for d in _DEFAULT_DOMAIN if d in imports), None)
-    if opset is None:
+    if not imports:
         raise InvalidModelError(
             "opset-import-missing",
             "the model does not say which version of the ONNX operators it uses",
             hint="add an opset_import of the default domain",
         )
+    opset = next((imports[d] for d in _DEFAULT_DOMAIN if d in imports), _OPSET_OF_OTHERS)
     if opset > NEWEST_OPSET:
         raise UnsupportedError(
             "opset-too-new",
@@ -268,16 +271,23 @@ def _finish(
 ) -> Program:
     """Make the program that passes may rely on."""
     program = Program(model, source=source)
-    note = inline_functions(model)
-    if note is not None:
-        program.notes.append(note)
+    if not program.opset:
+        model.opset_imports[""] = _OPSET_OF_OTHERS
+        program.notes.append(
+            f"the model uses no ONNX operators; opset {_OPSET_OF_OTHERS} was added"
+        )
+    if findings.training:
+        program.notes.append("the training information of the model was left out")
     if findings.unsorted:
         tidy.sort_nodes(program)
+    inlined = inline_functions(model)
+    if inlined is not None:
+        program.notes.append(inlined)
     if findings.odd_text:
         tidy.make_text_plain(model)
     tidy.drop_input_initializers(program)
     tidy.settle_types(model)
-    tidy.name_nodes(program)
+    tidy.name_nodes(program, tell=inlined is None)
     tidy.name_values(model)
     name_dimensions(program, bounds)
     try:

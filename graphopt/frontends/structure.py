@@ -82,12 +82,14 @@ class Findings:
 
     Attributes:
         unsorted: Whether some graph needs a topological sort.
+        training: Whether the model holds training information, which nothing here reads.
         odd_text: Whether some documentation or metadata is no UTF-8 text.
         nodes: Number of nodes, nested ones and those of functions included.
     """
 
     unsorted: bool = False
     odd_text: bool = False
+    training: bool = False
     nodes: int = 0
 
 
@@ -110,7 +112,7 @@ class StructureCheck:
         self._pending: list[Scope] = []
         self._functions: set[tuple[str, str, str]] = set()
         self._function_names = frozenset((f.domain, f.name) for f in model.functions)
-        self.findings = Findings()
+        self.findings = Findings(training=bool(model.training_info))
 
     def run(self) -> Findings:
         """Check the model and return what the loader has to act on.

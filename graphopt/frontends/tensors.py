@@ -82,6 +82,10 @@ def check_tensor(
         raise UnsupportedError("tensor-segment", f"{what} is one segment of a larger tensor")
     elements = count_elements(tensor.dims, what)
     if tensor.data_location == _Tensor.EXTERNAL:
+        if raw_in_file is not None or tensor.HasField("raw_data") or _typed_counts(tensor):
+            raise InvalidModelError(
+                "initializer-size", f"{what} has data in the model and outside it"
+            )
         _check_external(tensor, external, what, elements)
         return
     if tensor.external_data:
@@ -103,8 +107,6 @@ def _check_external(
 ) -> None:
     if tensor.data_type == _Tensor.STRING:
         raise InvalidModelError("element-type-unknown", f"{what}: strings cannot be external")
-    if tensor.HasField("raw_data") or _typed_counts(tensor):
-        raise InvalidModelError("initializer-size", f"{what} has data in the model and outside it")
     entries = [(str(e.key), str(e.value)) for e in tensor.external_data]
     external.check_entries(tensor.name or what, entries, _needed_bytes(tensor.data_type, elements))
 

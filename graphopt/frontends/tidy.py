@@ -1,6 +1,6 @@
 """What a freshly read graph needs before a pass may rely on it: names, order, plain inputs."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import onnx_ir as ir
@@ -10,19 +10,23 @@ from graphopt.ir.program import Program, bodies_of, graphs_of
 
 
 def drop_input_initializers(program: Program) -> None:
-    """Make constants of graph inputs that have an initializer, nested graphs included.
+    """Make constants of the graph inputs that have an initializer.
 
     Until IR version 3 every initializer had to be an input as well; later it marks a default that
     the caller may replace. A constant is what optimizers and runtimes take it for, once removed
-    from the inputs.
+    from the inputs. The inputs of a nested graph are always fed by its node, so there the
+    initializer goes.
     """
-    count = 0
     for graph in graphs_of(program.graph):
-        kept = [value for value in graph.inputs if value.name not in graph.initializers]
-        if len(kept) < len(graph.inputs):
-            count += len(graph.inputs) - len(kept)
-            graph.inputs[:] = kept
+        for value in graph.inputs if graph is not program.graph else ():
+            if value.is_initializer():
+                del graph.initializers[value.name or ""]
+                value.const_value = None
+    graph = program.graph
+    kept = [value for value in graph.inputs if not value.is_initializer()]
+    count = len(graph.inputs) - len(kept)
     if count:
+        graph.inputs[:] = kept
         why = "" if program.model.ir_version < 4 else ", so they can no longer be fed"
         program.notes.append(f"{count} inputs with an initializer became constants{why}")
 
@@ -55,8 +59,13 @@ def _plain_values(graph: ir.Graph) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
-def name_nodes(program: Program) -> None:
-    """Give every node a name that no other node has; the first bearer of a name keeps it."""
+def name_nodes(program: Program, *, tell: bool) -> None:
+    """Give every node a name that no other node has; the first bearer of a name keeps it.
+
+    Args:
+        program: Its nodes are named.
+        tell: Whether to note renamed nodes; copies of a function's body repeat names by nature.
+    """
     taken: set[str] = set()
     nameless: list[ir.Node] = []
     repeated = 0
@@ -72,11 +81,11 @@ def name_nodes(program: Program) -> None:
     for node in nameless:
         node.name = _free_name(node.op_type, taken, next_number)
         taken.add(node.name)
-    if repeated:
+    if repeated and tell:
         program.notes.append(f"{repeated} nodes with the name of another node were renamed")
 
 
-def _free_name(stem: str, taken: set[str], next_number: dict[str, int]) -> str:
+def _free_name(stem: str, taken: Container[str], next_number: dict[str, int]) -> str:
     number = next_number.get(stem, 1)
     while f"{stem}_{number}" in taken:
         number += 1
@@ -109,10 +118,22 @@ def name_values(model: ir.Model) -> None:
             if not value.name and not value.uses() and not value.is_graph_output():
                 continue
             if not value.name or value.name in visible:
-                value.name = _free_name(value.name or "value", visible, next_number)
+                taken = _Either(visible, graph.initializers)
+                value.name = _free_name(value.name or "value", taken, next_number)
             visible.add(value.name)
             own.append(value.name)
         stack += [(body, None) for node in graph for body in bodies_of(node)]
+
+
+class _Either:
+    """The names of two collections."""
+
+    def __init__(self, first: Container[str], second: Container[str]) -> None:
+        self._first = first
+        self._second = second
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._first or name in self._second
 
 
 def make_text_plain(model: ir.Model) -> None:
@@ -153,6 +174,8 @@ def sort_nodes(program: Program) -> None:
         InvalidModelError: there is no such order.
     """
     try:
+        for function in program.model.functions.values():
+            function.sort()
         program.graph.sort()
     except ValueError as error:
         raise InvalidModelError("graph-cyclic", "nodes wait for each other") from error

@@ -30,11 +30,18 @@ from torch.utils import _pytree as pytree
 
 from graphopt.errors import GraphoptError, OptionError, UnsupportedError
 from graphopt.frontends.onnx_loader import load_onnx
-from graphopt.frontends.torch_checks import check_exported, check_weights
-from graphopt.frontends.torch_errors import capture_error, source_of, translation_error
+from graphopt.frontends.torch_checks import check_assignments, check_exported, check_weights
+from graphopt.frontends.torch_errors import capture_error, translation_error
+from graphopt.frontends.torch_graph import (
+    State,
+    declare_states,
+    separate_initializers,
+    separate_outputs,
+)
 from graphopt.frontends.torch_symbols import AxisSpecs, Naming, name_symbols, rename_symbols
+from graphopt.frontends.user_code import source_of
 from graphopt.ir.dims import symbols_of
-from graphopt.ir.program import Program, dims_of, graphs_of
+from graphopt.ir.program import Program, dims_of
 
 logger = logging.getLogger(__name__)
 
@@ -81,17 +88,18 @@ def capture_torch(
     """
     with quiet():
         if isinstance(model, ExportedProgram):
-            owner, exported = "the exported program", model
+            owner, exported, notes = "the exported program", model, list[str]()
             check_weights({**model.state_dict, **model.constants}, owner)
             specs = _specs_by_name(exported, dynamic_shapes)
             leaves = _leaves_for(exported, example_inputs)
         else:
             module = _plain_module(model)
-            owner = type(module).__name__
+            owner = f"'{type(module).__name__}'"
             check_weights(dict((*module.named_parameters(), *module.named_buffers())), owner)
             call = _bind(module, example_inputs, dynamic_shapes)
-            exported, specs, leaves = _export(module, call), call.specs, call.leaves
-        notes = check_exported(exported, owner)
+            exported, notes = _export(module, call, owner)
+            specs, leaves = call.specs, call.leaves
+        notes += check_exported(exported, owner)
         onnx_model, decomposed, states = _translate(exported, owner)
         naming = name_symbols(decomposed, _user_inputs(exported), specs)
     program = _finish(onnx_model, naming, states, notes)
@@ -202,7 +210,7 @@ def _bind(module: nn.Module, example_inputs: Any, dynamic_shapes: Any) -> _Call:
     order = {name: index for index, name in enumerate(signature.parameters)}
     kwargs = dict(sorted(kwargs.items(), key=lambda item: order.get(item[0], len(order))))
     leaves, tree = pytree.tree_flatten((args, kwargs))
-    leaves = [torch.from_numpy(one) if isinstance(one, np.ndarray) else one for one in leaves]
+    leaves = [_as_tensor(one) if isinstance(one, np.ndarray) else one for one in leaves]
     shapes = _shapes_by_argument(dynamic_shapes, bound)
     specs: list[AxisSpecs] = []
     for name, value in bound.items():
@@ -211,6 +219,17 @@ def _bind(module: nn.Module, example_inputs: Any, dynamic_shapes: Any) -> _Call:
     # One entry for every argument: torch refuses a dictionary that leaves some out.
     complete = {name: shapes.get(name) for name in bound} if shapes else None
     return _Call(args, kwargs, complete, specs, leaves)
+
+
+def _as_tensor(array: Any) -> torch.Tensor:
+    try:
+        return torch.from_numpy(array)
+    except TypeError as error:
+        raise OptionError(
+            "example-inputs-type",
+            f"example inputs of data type {array.dtype}, which torch does not have",
+            hint="pass numbers or booleans",
+        ) from error
 
 
 def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -300,7 +319,10 @@ def _with_dims(spec: Any, made: dict[str, Any]) -> Any:
             return {axis: _as_dim(one, made) for axis, one in spec.items()}
         return {name: _with_dims(one, made) for name, one in spec.items()}
     if isinstance(spec, (tuple, list)):
-        inner = [_with_dims(one, made) for one in spec]
+        # ("batch", 1, 64) is a range on an axis of a dictionary, and three axes here.
+        inner = [
+            _as_dim(one, made) if isinstance(one, str) else _with_dims(one, made) for one in spec
+        ]
         return inner if isinstance(spec, list) else tuple(inner)
     return spec
 
@@ -341,6 +363,12 @@ def _specs_of(value: Any, spec: Any, where: str) -> list[AxisSpecs]:
 
 
 def _axes_of(value: Any, spec: Any, where: str) -> AxisSpecs:
+    if not (spec is None or isinstance(spec, (Mapping, tuple, list))):
+        raise OptionError(
+            "dynamic-shapes-invalid",
+            f"dynamic_shapes has {spec!r} for {where}",
+            hint="write a dictionary {axis: dimension}, or None for a fixed size",
+        )
     axes = dict(enumerate(spec)) if isinstance(spec, (tuple, list)) else dict(spec or {})
     wrong = [a for a in axes if not (isinstance(a, int) and 0 <= a < len(value.shape))]
     if wrong:
@@ -353,10 +381,12 @@ def _axes_of(value: Any, spec: Any, where: str) -> AxisSpecs:
     return axes
 
 
-def _export(module: nn.Module, call: _Call) -> ExportedProgram:
+def _export(module: nn.Module, call: _Call, owner: str) -> tuple[ExportedProgram, list[str]]:
+    """Return the exported program, and notes on what it leaves out."""
     try:
-        with torch.no_grad():
-            return torch.export.export(
+        with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            exported = torch.export.export(
                 module,
                 call.args,
                 call.kwargs,
@@ -366,7 +396,8 @@ def _export(module: nn.Module, call: _Call) -> ExportedProgram:
     except (GraphoptError, MemoryError):
         raise
     except Exception as error:
-        raise capture_error(type(module).__name__, error) from error
+        raise capture_error(owner, error) from error
+    return exported, check_assignments(exported, [str(one.message) for one in caught], owner)
 
 
 def _specs_by_name(exported: ExportedProgram, dynamic_shapes: Any) -> list[AxisSpecs]:
@@ -398,18 +429,9 @@ def _user_inputs(exported: ExportedProgram) -> list[tuple[str, Any]]:
     return [(s.arg.name, values.get(s.arg.name)) for s in specs if s.kind is InputKind.USER_INPUT]
 
 
-@dataclass
-class _State:
-    """A buffer that ``forward`` writes: its name, and those of the input and output it becomes."""
-
-    target: str
-    reads: str
-    writes: str
-
-
 def _translate(
     exported: ExportedProgram, owner: str
-) -> tuple[ir.Model, ExportedProgram, list[_State]]:
+) -> tuple[ir.Model, ExportedProgram, list[State]]:
     """Return the ONNX model, the decomposed program behind it, and the states."""
     program = _to_onnx(exported, owner)
     decomposed = program.exported_program
@@ -432,7 +454,7 @@ def _translate(
         output.kind, output.target = OutputKind.USER_OUTPUT, None
     decomposed.run_decompositions = lambda *_: decomposed
     model = _to_onnx(decomposed, owner).model
-    return model, decomposed, _declare_states(model, pairs, reads)
+    return model, decomposed, declare_states(model, pairs, reads)
 
 
 def _to_onnx(exported: ExportedProgram, owner: str) -> Any:
@@ -459,74 +481,10 @@ def _written_input(decomposed: ExportedProgram, output: OutputSpec, owner: str) 
     )
 
 
-def _declare_states(
-    model: ir.Model, pairs: list[tuple[str, str]], reads: Mapping[str, str]
-) -> list[_State]:
-    """Put the states behind the caller's own inputs and outputs, under the names of the buffers.
-
-    The exporter lists what is written first among the outputs, in the order of ``pairs``.
-    """
-    graph = model.graph
-    inputs = {value.name: value for value in graph.inputs}
-    carried = [inputs[reads[target]] for target, _ in pairs]
-    own = [value for value in graph.inputs if value not in carried]
-    outputs = list(graph.outputs)
-    written, returned = outputs[: len(pairs)], outputs[len(pairs) :]
-    graph.inputs.clear()
-    graph.inputs.extend([*own, *carried])
-    graph.outputs.clear()
-    graph.outputs.extend([*returned, *written])
-    _separate_outputs(graph)
-    states = []
-    written = list(graph.outputs)[len(returned) :]
-    taken = {value.name for value in (*own, *graph.outputs[: len(returned)])}
-    for (target, _), read, write in zip(pairs, carried, written, strict=True):
-        read.name = _free_name(target, taken)
-        write.name = _free_name(f"{target}_next", taken)
-        states.append(_State(target, read.name, write.name))
-    return states
-
-
-def _separate_outputs(graph: ir.Graph) -> None:
-    """Give every output a value of its own that a node writes, by copies where it needs them."""
-    taken = {value.name for value in (*graph.inputs, *graph.outputs)}
-    seen: set[ir.Value] = set()
-    for index, value in enumerate(list(graph.outputs)):
-        if value in seen or value.is_graph_input() or value.is_initializer():
-            name = _free_name(f"{value.name}_out", taken)
-            copied = ir.Value(name=name, type=value.type, shape=value.shape)
-            graph.append(ir.Node("", "Identity", [value], outputs=[copied], name=f"copy_{name}"))
-            graph.outputs[index] = copied
-        seen.add(value)
-
-
-def _separate_initializers(graph: ir.Graph) -> None:
-    """Rename weights that are called like an input or like the result of a node.
-
-    The exporter names the one after attributes of the module, the others after arguments and
-    operators, and does not compare them.
-    """
-    others = {value.name for value in graph.inputs}
-    others |= {value.name for inner in graphs_of(graph) for n in inner for value in n.outputs}
-    taken: set[str | None] = {*others, *graph.initializers}
-    for value in list(graph.initializers.values()):
-        if value.name in others:
-            value.name = _free_name(str(value.name), taken)
-
-
-def _free_name(stem: str, taken: set[str | None]) -> str:
-    name, count = stem, 1
-    while name in taken:
-        count += 1
-        name = f"{stem}_{count}"
-    taken.add(name)
-    return name
-
-
 def _feeds(
     exported: ExportedProgram,
     decomposed: ExportedProgram,
-    states: list[_State],
+    states: list[State],
     leaves: list[Any],
 ) -> dict[str, Any]:
     """Return the sample by input name, with the first value of every state; empty for no sample."""
@@ -542,10 +500,10 @@ def _feeds(
     return {**feeds, **{state.reads: buffers[state.target] for state in states}}
 
 
-def _finish(model: ir.Model, naming: Naming, states: list[_State], notes: list[str]) -> Program:
+def _finish(model: ir.Model, naming: Naming, states: list[State], notes: list[str]) -> Program:
     rename_symbols(model, naming)
-    _separate_outputs(model.graph)
-    _separate_initializers(model.graph)
+    separate_outputs(model.graph)
+    separate_initializers(model.graph)
     stated = {
         name
         for value in model.graph.inputs

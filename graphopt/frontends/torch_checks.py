@@ -4,11 +4,15 @@ Imports nothing of torch; the kinds of inputs and outputs are told apart by the 
 enumerations.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graphopt.errors import InvalidModelError, OptionError, UnsupportedError
-from graphopt.frontends.torch_errors import source_of
+from graphopt.frontends.torch_errors import unregistered_state
+from graphopt.frontends.user_code import source_of
+
+_ASSIGNED = re.compile(r"The tensor attributes? (?P<names>.+) (?:was|were) assigned during export")
 
 
 def check_weights(weights: Mapping[str, Any], owner: str) -> None:
@@ -29,6 +33,36 @@ def check_weights(weights: Mapping[str, Any], owner: str) -> None:
                 f"'{name}' of {owner} is on the meta device: it has a shape and no values",
                 hint="load the weights first",
             )
+
+
+def check_assignments(exported: Any, warnings: Sequence[str], owner: str) -> list[str]:
+    """Refuse state that is kept in plain attributes; returns notes on attributes that are not kept.
+
+    An attribute that ``forward`` assigns and reads is state, and torch makes its first value a
+    constant. One that is only assigned (values computed once, values kept to look at) is left out.
+
+    Args:
+        exported: A ``torch.export.ExportedProgram``.
+        warnings: What torch warned of while it exported the module.
+        owner: How to call the module in messages.
+
+    Raises:
+        UnsupportedError: an attribute is state.
+    """
+    found = (_ASSIGNED.search(text) for text in warnings)
+    assigned = [one for match in found if match for one in match["names"].split(", ")]
+    # torch.nn's recurrent layers keep their own parameters in a list, and assign them again.
+    assigned = sorted(one for one in assigned if "._flat_weights[" not in one)
+    users = {n.name: len(n.users) for n in exported.graph.nodes if n.op == "placeholder"}
+    read = {
+        f"self.{spec.target}"
+        for spec in exported.graph_signature.input_specs
+        if spec.kind.name == "CONSTANT_TENSOR" and users[spec.arg.name]
+    }
+    for one in assigned:
+        if one in read:
+            raise unregistered_state(owner, one)
+    return [f"forward assigns a tensor to '{one}', which is not kept" for one in assigned]
 
 
 def check_exported(exported: Any, owner: str) -> list[str]:

@@ -4,24 +4,17 @@ Imports nothing of torch: its exceptions are told apart by the names of their cl
 fixed parts of their texts, and the nodes of a graph by what they carry.
 """
 
-import importlib.util
-import os
 import re
-import sysconfig
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
 from types import TracebackType
 from typing import Any
 
 from graphopt.errors import GraphoptError, OptionError, UnsupportedError
+from graphopt.frontends.user_code import SourceLine, chain_of, line_raising, source_of
 
-_FRAME = re.compile(
-    r'File "(?P<file>[^"\n]+)", line (?P<line>\d+), in [^\n]*\n[ \t]*(?P<code>[^\n]*)'
-)
 _MAX_CHARS = 300
-_MAX_CODE_CHARS = 120
+_MUTATED = re.compile(r"Constant (?P<name>\S+) is mutated in the forward method")
 
 _BRANCH_HINT = (
     "write torch.where(condition, a, b), or torch.cond(condition, f, g, inputs) for branches; "
@@ -60,79 +53,6 @@ _KNOWN: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class SourceLine:
-    """A line of the user's code."""
-
-    file: str
-    line: int
-    code: str
-
-    def __str__(self) -> str:
-        place = f"{_shorter(self.file)}:{self.line}"
-        code = self.code
-        if len(code) > _MAX_CODE_CHARS:
-            code = f"{code[:_MAX_CODE_CHARS]} ..."
-        return f"{place}: {code}" if code else place
-
-
-def _shorter(path: str) -> str:
-    """Return a path inside the working directory relative to it, any other one as it is."""
-    prefix = os.getcwd() + os.sep
-    return path.removeprefix(prefix)
-
-
-def source_of(stack_trace: str | None) -> SourceLine | None:
-    """Return the innermost line of user code in a stack trace that torch left on a node."""
-    lines = [
-        SourceLine(found["file"], int(found["line"]), found["code"].strip())
-        for found in _FRAME.finditer(stack_trace or "")
-    ]
-    return next((line for line in reversed(lines) if _is_users(line.file)), None)
-
-
-@cache
-def _foreign_folders() -> tuple[tuple[str, ...], str]:
-    """Return the folders whose code is not the user's, and the one inside them that may be."""
-    folders = [sysconfig.get_path("stdlib"), os.path.dirname(os.path.dirname(__file__))]
-    for package in ("torch", "onnxscript", "onnx_ir"):
-        spec = importlib.util.find_spec(package)
-        if spec is not None and spec.origin is not None:
-            folders.append(os.path.dirname(spec.origin))
-    return tuple(folder + os.sep for folder in folders), sysconfig.get_path("purelib") + os.sep
-
-
-def _is_users(file: str) -> bool:
-    foreign, site = _foreign_folders()
-    if file.startswith("<"):
-        return False
-    # The installed packages lie inside the folder of the standard library.
-    stdlib, *others = foreign
-    if file.startswith(tuple(others)):
-        return False
-    return file.startswith(site) or not file.startswith(stdlib)
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """Return ``error`` and what caused it, outermost first."""
-    found: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in found:
-        found.append(current)
-        current = current.__cause__ or current.__context__
-    return found
-
-
-def _line_raising(error: BaseException) -> SourceLine | None:
-    """Return the innermost line of user code that the exception, or one behind it, passed."""
-    for one in reversed(_chain(error)):
-        frames = traceback.extract_tb(one.__traceback__)
-        for frame in reversed(frames):
-            if _is_users(frame.filename):
-                return SourceLine(frame.filename, frame.lineno or 0, (frame.line or "").strip())
-    return None
-
-
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:_MAX_CHARS] if lines else ""
@@ -142,10 +62,10 @@ def capture_error(owner: str, error: Exception) -> GraphoptError:
     """Return what ``torch.export`` means by ``error``.
 
     Args:
-        owner: Name of the class of the module.
+        owner: How to call the module in messages.
         error: What it raised.
     """
-    chain = _chain(error)
+    chain = chain_of(error)
     names = {base.__name__ for one in chain for base in type(one).__mro__}
     text = str(error)
     if "ConstraintViolationError" in names or text.startswith("Constraints violated"):
@@ -160,9 +80,9 @@ def capture_error(owner: str, error: Exception) -> GraphoptError:
             break
     return _unsupported(
         "torch-not-capturable",
-        f"torch.export cannot capture '{owner}': {reason}",
+        f"torch.export cannot capture {owner}: {reason}",
         hint,
-        _line_raising(error),
+        line_raising(error),
     )
 
 
@@ -180,7 +100,7 @@ def _refused_shapes(owner: str, text: str) -> OptionError:
     hint = f"torch suggests: {'; '.join(fixes)}" if fixes else None
     return OptionError(
         "dynamic-shapes-refused",
-        f"'{owner}' does not accept these dynamic_shapes: {reason[:_MAX_CHARS]}",
+        f"{owner} does not accept these dynamic_shapes: {reason[:_MAX_CHARS]}",
         hint=hint or "narrow the range of the dimension, or leave it fixed",
     )
 
@@ -193,15 +113,28 @@ def _unsupported(
     return UnsupportedError(code, f"{message}{where}", hint=hint, node=node, details=details)
 
 
+def unregistered_state(owner: str, attribute: str) -> UnsupportedError:
+    """Return the error for a tensor that is carried from one call to the next unknown to torch."""
+    return UnsupportedError(
+        "torch-unregistered-state",
+        f"{owner} keeps state in '{attribute}', which is no buffer: it would be frozen",
+        hint="register it with register_buffer, or make it an argument and a result of forward",
+    )
+
+
 def translation_error(owner: str, error: Exception) -> UnsupportedError:
     """Return what torch's ONNX exporter means by ``error``: the operator, and where it is used."""
-    chain = _chain(error)
+    chain = chain_of(error)
     root = chain[-1]
+    for one in chain:
+        mutated = _MUTATED.search(str(one))
+        if mutated is not None:
+            return unregistered_state(owner, f"self.{mutated['name']}")
     node = next((n for one in reversed(chain) for n in _nodes_at_fault(one.__traceback__)), None)
     if node is None:
         return UnsupportedError(
             "torch-not-convertible",
-            f"'{owner}' cannot be translated to ONNX: {type(root).__name__}: {_first_line(root)}",
+            f"{owner} cannot be translated to ONNX: {type(root).__name__}: {_first_line(root)}",
             hint="if torch.onnx.export(..., dynamo=True) accepts the module, please report this",
         )
     operator = str(node.target)
@@ -209,7 +142,7 @@ def translation_error(owner: str, error: Exception) -> UnsupportedError:
     why = "has no ONNX form" if missing else f"cannot be translated to ONNX: {_first_line(root)}"
     return _unsupported(
         "torch-operator-unsupported",
-        f"'{owner}': operator {operator} {why}",
+        f"{owner}: operator {operator} {why}",
         "replace it by operators that ONNX has, or keep this part outside of the module",
         source_of(node.meta.get("stack_trace")),
         node.name,

@@ -6,7 +6,7 @@ torch, and the same names in the shapes of the ONNX model. Imports nothing of to
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from graphopt.errors import OptionError
 from graphopt.frontends.symbols import RANGES_KEY
-from graphopt.ir.dims import Bounds, parse_dim
+from graphopt.ir.dims import Bounds, parse_dim, symbols_of
 from graphopt.ir.program import fresh_symbol, graphs_of
 
 AxisSpecs = Mapping[int, Any]
@@ -42,7 +42,8 @@ def name_symbols(
     """Name every symbol of an exported program.
 
     A symbol takes the name of the first ``Dim`` that stands for it; one without a ``Dim`` is called
-    after the first value and axis that has it alone, ``tokens_dim1``.
+    after the first value and axis that has it alone, ``tokens_dim1``; one that is nowhere alone,
+    the half of an even size, after the first expression that it is in, ``tokens_dim1_root``.
 
     Args:
         exported: The ``ExportedProgram`` after decomposition.
@@ -57,13 +58,23 @@ def name_symbols(
     for (name, value), axes in zip(inputs, specs, strict=True):
         for axis, spec in axes.items():
             _take_name(naming, ranges, name, value, axis, spec)
+    inside: dict[str, str] = {}
     for name, value in _values(exported, inputs):
         for axis, dim in enumerate(getattr(value, "shape", ())):
-            text = _expression(dim)
-            if text in ranges and text not in naming.names:
-                chosen = str(fresh_symbol(naming.bounds, f"{name}_dim{axis}", ranges[text]))
-                naming.names[text] = chosen
+            place = f"{name}_dim{axis}"
+            for symbol in _symbols(dim):
+                if symbol in ranges and symbol not in naming.names:
+                    inside.setdefault(symbol, f"{place}_root")
+                    if symbol == _expression(dim):
+                        _add(naming, symbol, place, ranges)
+    for symbol, place in inside.items():
+        if symbol not in naming.names:
+            _add(naming, symbol, place, ranges)
     return naming
+
+
+def _add(naming: Naming, symbol: str, wanted: str, ranges: Mapping[str, Bounds]) -> None:
+    naming.names[symbol] = str(fresh_symbol(naming.bounds, wanted, ranges[symbol]))
 
 
 def _ranges(exported: Any) -> dict[str, Bounds]:
@@ -82,6 +93,10 @@ def _number(limit: Any) -> int | None:
 
 def _expression(dim: Any) -> str:
     return str(dim) if isinstance(dim, int) else str(dim.node.expr)
+
+
+def _symbols(dim: Any) -> list[str]:
+    return [] if isinstance(dim, int) else sorted(str(one) for one in dim.node.expr.free_symbols)
 
 
 def _values(exported: Any, inputs: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
@@ -110,12 +125,12 @@ def _take_name(
         if spec is not None and not isinstance(spec, int):
             naming.notes.append(f"axis {axis} of input '{name}' always has size {dim}")
         return
-    symbols = sorted(str(symbol) for symbol in dim.node.expr.free_symbols)
+    symbols = _symbols(dim)
     if wanted is None or len(symbols) != 1 or symbols[0] not in ranges:
         return
     symbol = symbols[0]
     if symbol not in naming.names:
-        naming.names[symbol] = str(fresh_symbol(naming.bounds, wanted, ranges[symbol]))
+        _add(naming, symbol, wanted, ranges)
     if not hasattr(spec, "root"):
         _narrow(naming, naming.names[symbol], spec)
 
@@ -141,7 +156,7 @@ def rename_symbols(model: ir.Model, naming: Naming) -> None:
 
     The loader of ONNX files reads the bounds back from there, so they survive a saved file.
     """
-    cache: dict[str, int | str] = {}
+    cache: dict[str, int | str | None] = {}
     for graph in graphs_of(model.graph):
         values = [*graph.inputs, *graph.initializers.values()]
         for node in graph:
@@ -159,7 +174,9 @@ def _range(bounds: Bounds) -> str:
     return f"VR[{bounds.lower}, {'int_oo' if bounds.upper is None else bounds.upper}]"
 
 
-def _rename_shape(value: ir.Value, names: Mapping[str, str], cache: dict[str, int | str]) -> None:
+def _rename_shape(
+    value: ir.Value, names: Mapping[str, str], cache: dict[str, int | str | None]
+) -> None:
     shape = value.shape
     if shape is None or shape.is_static():
         return
@@ -170,15 +187,19 @@ def _rename_shape(value: ir.Value, names: Mapping[str, str], cache: dict[str, in
             dims.append(dim if isinstance(dim, int) else None)
             continue
         if text not in cache:
-            renamed = _WORD.sub(_lookup(names), text)
-            parsed = parse_dim(renamed)
-            if parsed is None:
-                cache[text] = renamed
-            else:
-                cache[text] = parsed if isinstance(parsed, int) else str(parsed)
+            cache[text] = _renamed(text, names)
         dims.append(cache[text])
     value.shape = ir.Shape(dims)
 
 
-def _lookup(names: Mapping[str, str]) -> Callable[[re.Match[str]], str]:
-    return lambda word: names.get(word[0], word[0])
+def _renamed(text: str, names: Mapping[str, str]) -> int | str | None:
+    """Return a dimension in the user's names; None when torch itself does not say what it is.
+
+    Its type promotion runs operators again, which gives sizes that depend on data new symbols
+    without bounds: ``u3`` for what is ``u0`` elsewhere.
+    """
+    parsed = parse_dim(text)
+    if parsed is None or not symbols_of(parsed) <= names.keys():
+        return None
+    renamed = parse_dim(_WORD.sub(lambda word: names.get(word[0], word[0]), text))
+    return renamed if renamed is None or isinstance(renamed, int) else str(renamed)

@@ -22,10 +22,15 @@ Buffer = bytes | mmap.mmap
 
 # Weights from this size on stay in the file. Smaller ones are often shapes and axes, read often.
 IN_FILE_BYTES = 4096
-# Structure beyond this size is counted before it is parsed; below it the worst amplification is
-# about 1 GiB.
-COUNT_FROM_BYTES = 16 << 20
-MAX_MESSAGES = 20_000_000
+# Structure beyond this size is counted before it is parsed. An empty message takes two bytes in the
+# file and about 250 in memory, so without a count at most 0.5 GiB, and with it at most 2.5.
+COUNT_FROM_BYTES = 4 << 20
+MAX_MESSAGES = 10_000_000
+MAX_TOP_FIELDS = 1_000_000
+_MAX_TENSOR_FIELDS = 1_000
+# What may hold any number of messages; a node, a tensor, a type may hold _MAX_PARTS.
+_CONTAINERS = ("ModelProto", "GraphProto", "FunctionProto")
+_MAX_PARTS = 10_000
 
 _PARSER_DEPTH = 100  # protobuf's own limit
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
@@ -73,6 +78,15 @@ _RAW_DATA = _number(onnx.TensorProto, "raw_data")
 def _malformed(position: int, what: str) -> InvalidModelError:
     return InvalidModelError(
         "not-onnx", f"not an ONNX model: {what} at byte {position}", details={"byte": position}
+    )
+
+
+def _too_many() -> InvalidModelError:
+    return InvalidModelError(
+        "too-many-parts",
+        f"the model has more than {MAX_MESSAGES} nodes, attributes and dimensions, or one node "
+        f"has more than {_MAX_PARTS} attributes",
+        hint="no real model has so many: the file is damaged, or made to exhaust memory",
     )
 
 
@@ -138,11 +152,13 @@ def take_apart(buffer: Buffer) -> Layout:
         InvalidModelError: the bytes are no message, are cut short, or hold more messages than any
             real model does.
     """
-    top = list(fields(buffer, 0, len(buffer)))
-    graphs = [f for f in top if f.number == _GRAPH and f.wire_type == _LENGTH]
-    layout = None
-    if len(graphs) == 1:
-        layout = _cut(buffer, top, graphs[0])
+    graphs: list[Field] = []
+    for count, member in enumerate(fields(buffer, 0, len(buffer))):
+        if count == MAX_TOP_FIELDS:
+            raise _too_many()
+        if member.number == _GRAPH and member.wire_type == _LENGTH:
+            graphs.append(member)
+    layout = _cut(buffer, graphs[0]) if len(graphs) == 1 else None
     if layout is None:
         layout = Layout(bytes(buffer[:]))
     if len(layout.structure) > COUNT_FROM_BYTES:
@@ -150,13 +166,15 @@ def take_apart(buffer: Buffer) -> Layout:
     return layout
 
 
-def _cut(buffer: Buffer, top: list[Field], graph: Field) -> Layout | None:
+def _cut(buffer: Buffer, graph: Field) -> Layout | None:
     """Return the layout with large raw data cut out; None when there is none."""
     spans: dict[int, Span] = {}
     pieces: list[bytes] = []
     index = -1
     done = graph.start
-    for member in fields(buffer, graph.start, graph.end):
+    for count, member in enumerate(fields(buffer, graph.start, graph.end)):
+        if count == MAX_MESSAGES:
+            raise _too_many()
         if member.number != _INITIALIZER or member.wire_type != _LENGTH:
             continue
         index += 1
@@ -172,18 +190,23 @@ def _cut(buffer: Buffer, top: list[Field], graph: Field) -> Layout | None:
     if not spans:
         return None
     pieces.append(buffer[done : graph.end])
-    before = buffer[top[0].at : graph.at]
-    return Layout(
-        before + _message(_GRAPH, b"".join(pieces)) + buffer[graph.end : top[-1].end], spans
-    )
+    before = buffer[: graph.at]
+    return Layout(before + _message(_GRAPH, b"".join(pieces)) + buffer[graph.end :], spans)
 
 
 def _raw_data(buffer: Buffer, tensor: Field) -> Field | None:
     """Return the one large raw data field of a tensor; None for none, small or repeated ones."""
-    found = [f for f in fields(buffer, tensor.start, tensor.end) if f.number == _RAW_DATA]
-    if len(found) != 1 or found[0].wire_type != _LENGTH:
+    found: Field | None = None
+    for count, member in enumerate(fields(buffer, tensor.start, tensor.end)):
+        if count == _MAX_TENSOR_FIELDS:
+            return None
+        if member.number == _RAW_DATA:
+            if found is not None or member.wire_type != _LENGTH:
+                return None
+            found = member
+    if found is None or found.end - found.start < IN_FILE_BYTES:
         return None
-    return found[0] if found[0].end - found[0].start >= IN_FILE_BYTES else None
+    return found
 
 
 def _message(number: int, body: bytes) -> bytes:
@@ -208,30 +231,36 @@ def check_messages(structure: bytes) -> None:
     Raises:
         InvalidModelError: there are too many or too deep ones, or one that is malformed.
     """
-    pending: list[tuple[int, int, int, Any]] = [(0, len(structure), 0, onnx.ModelProto.DESCRIPTOR)]
     children: dict[Any, dict[int, Any]] = {}
+    # One iterator a level, so a message with many parts is never held as a list.
+    levels = [(fields(structure, 0, len(structure)), onnx.ModelProto.DESCRIPTOR)]
+    parts = [0]
     count = 0
-    while pending:
-        start, end, depth, descriptor = pending.pop()
-        if depth >= _PARSER_DEPTH:
-            raise InvalidModelError(
-                "nesting-too-deep", f"messages are nested more than {_PARSER_DEPTH} deep"
-            )
+    while levels:
+        members, descriptor = levels[-1]
         if descriptor not in children:
             children[descriptor] = {
                 f.number: f.message_type for f in descriptor.fields if f.message_type is not None
             }
         kinds = children[descriptor]
-        for member in fields(structure, start, end):
+        for member in members:
             kind = kinds.get(member.number)
             if kind is None or member.wire_type != _LENGTH:
                 continue
             count += 1
-            if count > MAX_MESSAGES:
-                raise InvalidModelError(
-                    "too-many-parts",
-                    f"the model has more than {MAX_MESSAGES} nodes, attributes and dimensions",
-                    hint="no real model has so many: the file is damaged or made to exhaust memory",
-                )
+            parts[-1] += 1
+            if count > MAX_MESSAGES or (
+                parts[-1] > _MAX_PARTS and descriptor.name not in _CONTAINERS
+            ):
+                raise _too_many()
             if member.end > member.start:
-                pending.append((member.start, member.end, depth + 1, kind))
+                levels.append((fields(structure, member.start, member.end), kind))
+                parts.append(0)
+                break
+        else:
+            levels.pop()
+            parts.pop()
+        if len(levels) > _PARSER_DEPTH:
+            raise InvalidModelError(
+                "nesting-too-deep", f"messages are nested more than {_PARSER_DEPTH} deep"
+            )

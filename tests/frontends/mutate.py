@@ -9,6 +9,7 @@ import copy
 import random
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no stubs
@@ -34,6 +35,7 @@ _PARTS = (
 )  # fmt: skip
 
 
+@cache
 def seeds() -> list[onnx.ModelProto]:
     """Return about forty models of the ONNX node tests, one per entry of the list above."""
     from onnx.backend.test.loader import load_model_tests
@@ -41,12 +43,14 @@ def seeds() -> list[onnx.ModelProto]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cases = sorted(load_model_tests(kind="node"), key=lambda case: case.name)
-    models = []
+    models: list[onnx.ModelProto] = []
     for part in _PARTS:
         for case in cases:
-            opset = max(i.version for i in case.model.opset_import)
-            if case.name.startswith(part) and "expanded" not in case.name and opset <= 26:
-                models.append(case.model)
+            model = case.model
+            if model is None or not case.name.startswith(part) or "expanded" in case.name:
+                continue
+            if max(opset.version for opset in model.opset_import) <= 26:
+                models.append(model)
                 break
     return models
 
@@ -66,13 +70,15 @@ def some_graph(rng: random.Random, model: onnx.ModelProto) -> onnx.GraphProto:
 
 def some_node(rng: random.Random, model: onnx.ModelProto) -> onnx.NodeProto:
     nodes = [node for graph in graphs(model) for node in graph.node]
-    return rng.choice(nodes) if nodes else model.graph.node.add(op_type="Abs")
+    chosen: onnx.NodeProto = rng.choice(nodes or [model.graph.node.add(op_type="Abs")])
+    return chosen
 
 
 def some_info(rng: random.Random, model: onnx.ModelProto) -> onnx.ValueInfoProto:
     graph = some_graph(rng, model)
     infos = [*graph.input, *graph.output, *graph.value_info]
-    return rng.choice(infos) if infos else graph.value_info.add(name="x")
+    chosen: onnx.ValueInfoProto = rng.choice(infos or [graph.value_info.add(name="x")])
+    return chosen
 
 
 def change_dimension(rng: random.Random, model: onnx.ModelProto) -> None:

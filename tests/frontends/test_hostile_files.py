@@ -14,7 +14,8 @@ import pytest
 from graphopt.errors import GraphoptError, InvalidModelError
 from graphopt.frontends import structure, wire
 from graphopt.frontends.onnx_loader import load_onnx
-from tests.frontends.hostile import HOSTILE, Maker, parse, plain, written
+from tests.frontends.hostile import HOSTILE, Maker
+from tests.frontends.hostile_base import parse, plain, written
 
 
 def snapshot(folder: Path) -> dict[str, str]:
@@ -79,6 +80,9 @@ def test_the_parser_never_sees_a_bomb(tmp_path: Path, monkeypatch: pytest.Monkey
     path = written(tmp_path, model)
     monkeypatch.setattr(wire, "COUNT_FROM_BYTES", 1000)
     monkeypatch.setattr(wire, "MAX_MESSAGES", 50_000)
+    load_refused(path, InvalidModelError, "too-many-parts")
+    path = written(tmp_path, plain().SerializeToString() + b"\x42\x00" * 1000)
+    monkeypatch.setattr(wire, "MAX_TOP_FIELDS", 900)
     load_refused(path, InvalidModelError, "too-many-parts")
 
 

@@ -3,7 +3,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -23,7 +23,7 @@ from graphopt.errors import GraphoptError, InvalidModelError, OptionError, Unsup
 from graphopt.frontends.onnx_loader import load_onnx
 from graphopt.frontends.torch_capture import EXAMPLE_INPUTS_KEY, OPSET, capture_torch
 from graphopt.ir.dims import Bounds
-from graphopt.ir.program import Program
+from graphopt.ir.program import Program, dims_of
 
 pytestmark = pytest.mark.torch
 
@@ -145,7 +145,7 @@ def test_all_kinds_of_torch_models_give_the_same_program() -> None:
         torch.fx.symbolic_trace(module),
         exported,
         exported.module(),
-        torch.compile(module),
+        cast(nn.Module, torch.compile(module)),
     ):
         program = capture_torch(model, (x, y), dynamic_shapes={"x": {0: BATCH}, "y": {0: BATCH}})
         assert inputs_of(program) == {"x": "[batch,8]", "y": "[batch,8]"}, type(model)
@@ -205,19 +205,26 @@ def test_dimensions_that_torch_names_get_names_from_values() -> None:
     assert inputs_of(program) == {"x": "[x_dim0,8]", "y": "[x_dim0,8]"}
     assert program.bounds == {"x_dim0": Bounds(2, None)}
     assert program.notes == ["axis 1 of input 'y' always has size 8"]
-    data_dependent = capture_torch(module_of(lambda x: x[x > 0] + 1), (torch.ones(2, 8),))
-    assert str(data_dependent.graph.outputs[0].shape) == "[index_dim0]"
-    assert data_dependent.bounds == {"index_dim0": Bounds(0, 16)}
+
+
+def test_sizes_that_depend_on_data_have_bounds() -> None:
+    program = capture_torch(module_of(lambda x: x[x > 0]), (torch.ones(2, 8),))
+    assert str(program.graph.outputs[0].shape) == "[index_dim0]"
+    assert program.bounds == {"index_dim0": Bounds(0, 16)}
+    # The exporter loses track of the size when it promotes types: no size is better than a new one.
+    program = capture_torch(module_of(lambda x: x[x > 0] + 1), (torch.ones(2, 8),))
+    assert dims_of(program.graph.outputs[0]) is None
 
 
 def test_derived_dimension_is_an_expression_of_its_root() -> None:
     x = torch.randn(8, 3)
-    program = capture_torch(
-        module_of(lambda x: x[::2] + 1), (x,), dynamic_shapes=({0: 2 * Dim("pairs", max=9)},)
-    )
+    even = ({0: 2 * Dim("pairs", max=9)},)
+    program = capture_torch(module_of(lambda x: x[::2] + 1), (x,), dynamic_shapes=even)
     assert inputs_of(program) == {"x": "[2*pairs,3]"}
     assert program.bounds == {"pairs": Bounds(2, 9)}
     assert str(program.graph.outputs[0].shape) == "[pairs,3]"
+    exported = torch.export.export(module_of(lambda x: x + 1), (x,), dynamic_shapes=even)
+    assert inputs_of(capture_torch(exported, None)) == {"x": "[2*x_dim0_root,3]"}
 
 
 def test_bounds_survive_a_saved_file() -> None:
@@ -308,7 +315,7 @@ class Stream(nn.Module):
     def forward(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         own = self.get_buffer("memory")
         own.mul_(0.5).add_(x + memory)
-        self.count = self.count + 1
+        self.count: Tensor = self.get_buffer("count") + 1
         return own, self.count * 2.0
 
 
@@ -330,6 +337,50 @@ def test_written_buffers_become_states() -> None:
         expected = module(x, memory)
         assert_close([outputs["add_1"], outputs["mul_1"]], expected)
         feed.update({reads: outputs[writes] for reads, writes in program.states})
+
+
+def test_states_of_an_exported_program() -> None:
+    example = (torch.randn(2, 8), torch.randn(2, 8))
+    exported = torch.export.export(Stream().eval(), example).run_decompositions({})
+    before = str(exported.graph_signature)
+    first, second = capture_torch(exported, None), capture_torch(exported, None)
+    assert first.states == second.states == (("memory_2", "memory_next"), ("count", "count_next"))
+    assert str(exported.graph_signature) == before, "the exported program was changed"
+
+
+class Keeps(nn.Module):
+    """State in a plain attribute: read and assigned, written in place, or only assigned."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.memory = torch.zeros(2, 8)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "assigns":
+            self.memory = self.memory * 0.5 + x
+        elif self.how == "writes":
+            self.memory.add_(x)
+        else:
+            self.seen.append(x)
+        return self.memory * x
+
+
+@pytest.mark.parametrize("how", ["assigns", "writes"])
+def test_state_in_plain_attributes_is_refused(how: str) -> None:
+    error = refusal(Keeps(how).eval(), (torch.ones(2, 8),))
+    assert (type(error), error.code) == (UnsupportedError, "torch-unregistered-state")
+    assert error.message == (
+        "'Keeps' keeps state in 'self.memory', which is no buffer: it would be frozen"
+    )
+
+
+def test_tensors_that_are_only_kept_are_noted() -> None:
+    module = Keeps("collects").eval()
+    program = capture_torch(module, (torch.ones(2, 8),))
+    assert program.notes == ["forward assigns a tensor to 'self.seen[0]', which is not kept"]
+    assert module.seen == []
 
 
 def test_capture_leaves_no_trace(capfd: pytest.CaptureFixture[str]) -> None:
@@ -451,7 +502,7 @@ def test_written_input_is_refused() -> None:
     error = refusal(WritesInput().eval(), (x,))
     assert (type(error), error.code) == (UnsupportedError, "torch-input-written")
     assert error.message == (
-        "WritesInput writes into its input 'x', which an ONNX model cannot do\n  "
+        "'WritesInput' writes into its input 'x', which an ONNX model cannot do\n  "
         + line_of("x += 1")
     )
     assert torch.equal(x, torch.zeros(2, 8)), "the example was changed"
@@ -475,7 +526,7 @@ def test_training_mode_is_refused() -> None:
     exported = torch.export.export(nn.Sequential(nn.Dropout()), (x,))
     assert refusal(exported).code == "module-in-training-mode"
     assert refusal(Drops().eval(), (x,)).message == (
-        "Drops: aten.dropout.default runs as it does in training\n  "
+        "'Drops': aten.dropout.default runs as it does in training\n  "
         + line_of("return functional.dropout(x, 0.5)")
     )
     statistics = torch.export.export(nn.Sequential(nn.BatchNorm1d(8)), (x,))
@@ -572,7 +623,7 @@ def test_what_is_no_real_tensor_is_refused() -> None:
     x = torch.randn(2, 2)
     constant = refusal(module_of(lambda x: (x + 1, 3)), (x,))
     assert (type(constant), constant.code) == (UnsupportedError, "torch-no-onnx-form")
-    assert constant.message == "Function cannot become an ONNX model: output 1 is the constant 3"
+    assert constant.message == "'Function' cannot become an ONNX model: output 1 is the constant 3"
     assert "'x' is complex" in refusal(module_of(lambda x: x * 2), (x.to(torch.complex64),)).message
     assert "output" in refusal(module_of(torch.view_as_complex), (x,)).message
 
@@ -583,7 +634,7 @@ def test_what_is_no_module_is_refused() -> None:
         empty = nn.Linear(8, 8).eval()
     error = refusal(empty, (x,))
     assert (type(error), error.code) == (InvalidModelError, "torch-weights-without-data")
-    assert error.message.startswith("'weight' of Linear is on the meta device")
+    assert error.message.startswith("'weight' of 'Linear' is on the meta device")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         scripted = torch.jit.script(nn.ReLU())
