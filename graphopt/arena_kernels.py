@@ -128,7 +128,11 @@ class Kernels:
             stated: onnx.TypeProto = self._types[name]
             return stated
         kind = onnx.TensorProto.STRING if value.dtype == "O" else onnx_type(value.dtype)
-        return onnx.helper.make_tensor_type_proto(kind, [None] * value.ndim)
+        # The length of a list of sizes or axes is what onnxruntime infers ranks from.
+        is_list = value.ndim == 1 and value.dtype.kind == "i"
+        return onnx.helper.make_tensor_type_proto(
+            kind, value.shape if is_list else [None] * value.ndim
+        )
 
     def dtype_of(self, name: str) -> np.dtype[Any] | None:
         """Return the element type that the model states for a value, None when it states none."""

@@ -129,18 +129,15 @@ def run_arena(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     model = onnx.load(arguments["model"], load_external_data=False)
     kernels = Kernels(model)
     weights = dict(_weights(model, Path(arguments["model"]).parent))
-    outputs, machine = [], None
-    for feed in feeds:
-        machine = Machine(sheet, model, kernels, weights)
-        try:
-            outputs.append(machine.run(feed))
-        except PlanFaultError as fault:
-            return {"fault": {**vars(fault), "text": str(fault)}}
-        except KernelMissingError as error:
-            action = sheet.actions[machine.step]
-            op = model.graph.node[action.node].op_type
-            return {"no_kernel": {"node": action.name, "op": op, "text": str(error)}}
-    assert machine is not None
+    machine = Machine(sheet, model, kernels, weights)
+    try:
+        outputs = [machine.run(feed) for feed in feeds]
+    except PlanFaultError as fault:
+        return {"fault": {**vars(fault), "text": str(fault)}}
+    except KernelMissingError as error:
+        action = sheet.actions[machine.step]
+        op = model.graph.node[action.node].op_type
+        return {"no_kernel": {"node": action.name, "op": op, "text": str(error)}}
     return {
         "outputs": outputs,
         "kernels": machine.counts,
@@ -195,11 +192,13 @@ class _Output:
 
 
 class Machine:
-    """Memory and values of one run.
+    """Memory and values of one run after another.
 
     Attributes:
         step: The step that runs.
-        counts: Steps executed, by who executed them.
+        counts: Steps executed in the last run, by who executed them.
+        segments: The memory of the last run.
+        outside_names: Values of the last run that the plan does not place.
     """
 
     def __init__(
@@ -214,23 +213,6 @@ class Machine:
         self.kernels = kernels
         self.weights = weights
         self.step = 0
-        self.counts = {"onnxruntime": 0, "reference": 0}
-        self.outside: dict[str, Value] = {}
-        self.outside_names: list[str] = []
-        self.held: dict[str, Held] = {}
-        # Values without bytes, and weights that stay in their file.
-        self.elsewhere: dict[str, Array] = {}
-        self.random = np.random.default_rng(sheet.seed)
-        self._check_geometry()
-        self.mapped = {
-            index: MappedWeights()
-            for index, kind in enumerate(sheet.kinds)
-            if kind == "weights" and sheet.sizes[index] > _COPIED_WEIGHT_BYTES
-        }
-        self.segments = [
-            Segment(label, 0 if index in self.mapped else size)
-            for index, (label, size) in enumerate(zip(sheet.labels, sheet.sizes, strict=True))
-        ]
         self.never = len(sheet.actions) + 1
         self.last_use: dict[str, int] = {}
         for number, action in enumerate(sheet.actions):
@@ -240,6 +222,8 @@ class Machine:
 
     def run(self, feed: Mapping[str, Value]) -> dict[str, Value]:
         """Run all steps and return the outputs of the model by name."""
+        self._check_geometry()
+        self._reset()
         self._load(feed)
         sealed = {
             index: digest_of(self.segments[index].bytes)
@@ -294,22 +278,42 @@ class Machine:
                 self._fault("bounds", text, buffer.name)
         self.step = 0
 
+    def _reset(self) -> None:
+        """Give this run memory of its own, all of it poison."""
+        sheet = self.sheet
+        self.counts = {"onnxruntime": 0, "reference": 0}
+        self.outside: dict[str, Value] = {}
+        self.outside_names: list[str] = []
+        self.held: dict[str, Held] = {}
+        # Values without bytes, and weights that stay in their file.
+        self.elsewhere: dict[str, Array] = {}
+        self.random = np.random.default_rng(sheet.seed)
+        self.swept = 0
+        self.mapped = {
+            index: MappedWeights()
+            for index, kind in enumerate(sheet.kinds)
+            if kind == "weights" and sheet.sizes[index] > _COPIED_WEIGHT_BYTES
+        }
+        self.segments = [
+            Segment(label, 0 if index in self.mapped else size)
+            for index, (label, size) in enumerate(zip(sheet.labels, sheet.sizes, strict=True))
+        ]
+        # Bytes written in buffers that are alive, per segment and buffer.
+        self.written: list[dict[str, list[tuple[int, int]]]] = [{} for _ in self.segments]
+
     def _index_buffers(self) -> None:
         count = max(1, len(self.sheet.actions))
         self.ending: list[list[Buffer]] = [[] for _ in range(count + 1)]
         self.scratch: list[list[Buffer]] = [[] for _ in range(count + 1)]
         for buffer in self.sheet.buffers:
-            if buffer.scratch:
+            if buffer.scratch and 0 <= buffer.start < count:
                 self.scratch[buffer.start].append(buffer)
             # What is alive at the end of the run stays: results may be among it.
-            if self.sheet.kinds[buffer.segment] == "arena" and buffer.end < count:
+            if self.sheet.kinds[buffer.segment] == "arena" and 0 < buffer.end < count:
                 self.ending[buffer.end].append(buffer)
-        # Bytes written in buffers that are alive, per segment and buffer.
-        self.written: list[dict[str, list[tuple[int, int]]]] = [{} for _ in self.segments]
         cost = sum(self.sheet.sizes[i] for i, k in enumerate(self.sheet.kinds) if k == "arena")
         cost += 256 * len(self.sheet.buffers)
         self.sweep_every = 1 + cost * count // _SWEEP_BUDGET_BYTES
-        self.swept = 0
 
     # Loading.
 

@@ -32,7 +32,7 @@ def compile_model(model: Any, example_inputs: Any, options: CompileOptions) -> C
     target = resolve_target(options.target)
     limits = resolve_limits(options.memory_limit, target)
     program = load_program(model, example_inputs, options)
-    original = Original(program, example_inputs, options)
+    original = Original(model, program, example_inputs, options)
     upper_bounds = infer_shapes(program).upper_bounds
     baseline = make_plan(program, target, options.bindings, upper_bounds=upper_bounds)
     with original:
@@ -176,6 +176,7 @@ def _onnx_bounds(dynamic_shapes: Any) -> dict[str, Bounds]:
 class Original:
     """The model as it came in, kept to compare with; nothing is kept when nothing is compared."""
 
+    model: Any
     program: Program
     example_inputs: Any
     options: CompileOptions
@@ -187,12 +188,26 @@ class Original:
 
             self._reference = Reference(
                 self.program,
-                self.example_inputs,
+                self._samples(),
+                truth=self._truth(),
                 bindings=self.options.bindings or {},
                 tolerance=self.options.tolerance or Tolerance(),
                 seed=self.options.seed,
             )
         return self
+
+    def _samples(self) -> Any:
+        """Return the user's samples; those of a torch model are by input name after capture."""
+        captured = self.program.model.meta.get("graphopt.example_inputs")
+        return self.example_inputs if captured is None else captured
+
+    def _truth(self) -> Any:
+        """Return what the torch module itself computes on the sample."""
+        if not _is_torch(self.model):
+            return None
+        from graphopt.frontends.torch_eager import eager_outputs
+
+        return eager_outputs(self.model, self.example_inputs, self.program)
 
     def __exit__(self, *exception: object) -> None:
         if self._reference is not None:

@@ -24,6 +24,11 @@ CODES: dict[str, str] = {
         "The bounds of a dimension leave no size at all. Give a smallest size that is not above "
         "the largest."
     ),
+    "capture-differs": (
+        "The model that torch's exporter made does not compute what the torch module computes "
+        "on the example inputs. Report it to the exporter's project, or accept a larger error "
+        "with --rtol."
+    ),
     "checker-refused": (
         "The checker of the ONNX project refuses the model. Repair it, or export it again with "
         "a newer exporter."
@@ -503,9 +508,14 @@ CODES: dict[str, str] = {
     "torch-not-convertible": (
         "The exporter of torch cannot translate the module. The message shows its reason."
     ),
+    "torch-operator-unsupported": "An operator of torch has no form in ONNX. Replace it by others.",
     "torch-script-module": (
         "The object is a TorchScript module, which torch.export does not take. Pass the "
         "nn.Module that it was made from."
+    ),
+    "torch-unregistered-state": (
+        "State of the module is kept in a plain attribute, which a captured model would freeze. "
+        "Register it with register_buffer."
     ),
     "torch-weights-without-data": (
         "A weight is on the meta device and has no values. Load the weights first."

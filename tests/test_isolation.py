@@ -24,6 +24,7 @@ from graphopt.isolation import (
     read_arrays,
     run_isolated,
 )
+from tests.frontends.mutate import mutants, seeds
 
 TASKS = Path(__file__).with_name("isolated_tasks.py")
 HEADER = '<ir_version: 10, opset_import: ["": 21]>\n'
@@ -400,3 +401,17 @@ def test_limits_of_the_parent_are_untouched(worker: Worker) -> None:
     before = resource.getrlimit(resource.RLIMIT_DATA)
     worker.call("echo", {})
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+def test_mutants_in_native_code_leave_the_parent_alone(tmp_path: Path) -> None:
+    path = tmp_path / "mutant.onnx"
+    codes: set[str] = set()
+    with Worker(memory_bytes=2 << 30, seconds=60) as own:
+        for mutant in mutants(seeds(), 60, seed=5):
+            path.write_bytes(mutant.SerializeToString())
+            for task in ("check", "load", "infer-shapes"):
+                try:
+                    own.call(task, {"model": path, "data_prop": True})
+                except (InvalidModelError, UnsupportedError) as error:
+                    codes.add(error.code)
+    assert codes >= {"checker-refused", "runtime-refused", "inference-refused"}

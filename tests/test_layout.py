@@ -31,7 +31,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 EXCEPTIONS = {
     ("pipeline", "passes"): "an option string names a pass; only the registry is imported, lazily",
 }
-MAY_IMPORT_TORCH = ("frontends/torch_capture.py", "frontends/pt2.py")
+MAY_IMPORT_TORCH = ("frontends/torch_capture.py", "frontends/torch_eager.py", "frontends/pt2.py")
 MAY_IMPORT_ONNX = ("frontends/", "numerics/", "backends/", "isolated_child.py", "api.py")
 
 

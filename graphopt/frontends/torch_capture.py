@@ -194,7 +194,7 @@ class _Call:
 def _bind(module: nn.Module, example_inputs: Any, dynamic_shapes: Any) -> _Call:
     """Bind the first sample to the arguments of ``forward``, and the shapes to both."""
     signature = inspect.signature(module.forward)
-    args, kwargs = _arguments(example_inputs)
+    args, kwargs = arguments_of(example_inputs)
     try:
         bound = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
@@ -232,7 +232,7 @@ def _as_tensor(array: Any) -> torch.Tensor:
         ) from error
 
 
-def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments_of(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and keyword arguments of the first sample."""
     if isinstance(example_inputs, list) and example_inputs:
         example_inputs = example_inputs[0]
@@ -415,7 +415,7 @@ def _leaves_for(exported: ExportedProgram, example_inputs: Any) -> list[Any]:
     """Return the leaves of the samples of an exported program; none when there are no samples."""
     if example_inputs is None:
         return pytree.tree_leaves(exported.example_inputs or ())
-    args, kwargs = _arguments(example_inputs)
+    args, kwargs = arguments_of(example_inputs)
     names = [name for name, _ in _user_inputs(exported)]
     if sorted(kwargs) == sorted(names):
         return [kwargs[name] for name in names]

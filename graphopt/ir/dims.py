@@ -195,6 +195,8 @@ def floordiv(left: Dim, right: Dim) -> Dim:
         raise UnsupportedError("dimension-division-by-zero", f"dimension {left} // 0")
     if isinstance(left, int) and isinstance(right, int):
         return left // right
+    if isinstance(right, int) and right < 0:
+        return floordiv(mul(left, -1), -right)
     if right == 1:
         return left
     if left == right:

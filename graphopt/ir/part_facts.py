@@ -131,7 +131,8 @@ def _slice(node: ir.Node) -> tuple[Part, ...]:
             continue  # the whole axis is taken
         size = dims[axis]
         if start < 0:
-            begin: Dim = size + start
+            # A start before the first element means the first element.
+            begin: Dim = max(0, size + start) if isinstance(size, int) else size + start
         elif start < _LARGEST and isinstance(size, int):
             begin = min(start, size)
         elif start < _LARGEST:

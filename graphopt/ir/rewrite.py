@@ -49,7 +49,7 @@ def scoped_nodes(model: ir.Model) -> Iterator[tuple[ir.Node, list[Table]]]:
         yield node, [table for _, table in frames]
         # A body that waits below another one has an empty table, so bodies of one node do not see
         # each other.
-        if node.graph is not None:
+        if node.attributes and node.graph is not None:
             frames.extend((iter(body), {}) for body in reversed(bodies_of(node)))
 
 

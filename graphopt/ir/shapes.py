@@ -10,17 +10,24 @@ result. ONNX's own inference is not used: it runs in C++ on files we do not trus
 symbols as soon as a shape is computed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 import graphopt.ir.shape_rules.catalogue  # noqa: F401 - fills the table of rules
-from graphopt.errors import UnsupportedError
+from graphopt.errors import GraphoptError, UnsupportedError
 from graphopt.ir.dims import Bounds, Dim, Expr, symbols_of
-from graphopt.ir.program import Program, bounds_in, graphs_of, is_onnx, set_dims
+from graphopt.ir.program import Program, bodies_of, bounds_in, graphs_of, is_onnx, set_dims
 from graphopt.ir.shape_rules.contents import Contents, KnownTensor, is_integer
-from graphopt.ir.shape_rules.facts import Facts, UnresolvedError, hint_of, type_of
+from graphopt.ir.shape_rules.facts import (
+    Facts,
+    UnresolvedError,
+    hint_of,
+    is_tensor,
+    type_of,
+)
 from graphopt.ir.shape_rules.registry import find_rule
 from graphopt.ir.shape_rules.view import NodeView
 
@@ -62,6 +69,7 @@ def infer_shapes(program: Program) -> ShapeReport:
         InvalidModelError: the shapes at some node are impossible, or a node is malformed.
     """
     earlier = program.model.meta.get(_EARLIER_KEY)
+    before = dict(program.bounds)
     facts = Facts(
         program.bounds,
         earlier=earlier if isinstance(earlier, dict) else None,
@@ -75,7 +83,8 @@ def infer_shapes(program: Program) -> ShapeReport:
     for value in inputs:
         facts.declare(value)
     engine = _Engine(facts, program.graph.opset_imports)
-    engine.run_graph(program.graph)
+    with _restored_on_error(before, program.bounds):
+        engine.run_graph(program.graph)
     report = ShapeReport(contradictions=list(facts.contradictions), impossible=facts.impossible)
     used = _write(program, facts, report)
     _keep_used_symbols(facts, used, report)
@@ -103,10 +112,12 @@ def infer_node(
         InvalidModelError: the shapes are impossible, or the node is malformed.
         UnsupportedError: no rule decides the outputs.
     """
-    bounds = bounds_in(model)
+    found = bounds_in(model)
+    bounds = found if isinstance(found, dict) else dict(found)
     earlier = model.meta.get(_EARLIER_KEY)
+    before = dict(bounds)
     facts = Facts(
-        bounds if isinstance(bounds, dict) else dict(bounds),
+        bounds,
         earlier=earlier if isinstance(earlier, dict) else None,
         standalone=True,
         constant_inputs=(model.ir_version or 0) < 4,
@@ -118,7 +129,17 @@ def infer_node(
             engine.run_node(producer)
     for value, tensor in (known or {}).items():
         facts.contents[value] = Contents(tensor.dims, tensor.entries)
-    engine.run_node(node)
+    with _restored_on_error(before, bounds):
+        engine.run_node(node)
+        _require_outputs(node, facts)
+    for value in (*node.outputs, *_values(bodies_of(node))):
+        _write_value(value, facts)
+    if facts.data_dependent:
+        model.meta[_EARLIER_KEY] = {**(earlier or {}), **facts.data_dependent}
+    return {v: t for v in node.outputs if (t := _known(v, facts)) is not None}
+
+
+def _require_outputs(node: ir.Node, facts: Facts) -> None:
     for value in node.outputs:
         reason = facts.reasons.get(value)
         if reason is not None and value not in facts.elements:
@@ -129,10 +150,17 @@ def infer_node(
                 hint="declare the shape in the file, or leave the operator as it is",
                 node=node.name,
             )
-        _write_value(value, facts)
-    if facts.data_dependent:
-        model.meta[_EARLIER_KEY] = {**(earlier or {}), **facts.data_dependent}
-    return {v: t for v in node.outputs if (t := _known(v, facts)) is not None}
+
+
+@contextmanager
+def _restored_on_error(before: dict[str, Bounds], bounds: dict[str, Bounds]) -> Iterator[None]:
+    """Take the symbols of an inference that failed out of the bounds again."""
+    try:
+        yield
+    except GraphoptError:
+        bounds.clear()
+        bounds.update(before)
+        raise
 
 
 class _Engine:
@@ -184,52 +212,32 @@ class _Engine:
         dims = facts.dims
         for value in node.outputs:
             if value not in dims or value not in facts.dtypes:
-                self._fall_back(value, reason)
-
-    def _fall_back(self, value: ir.Value, reason: str) -> None:
-        facts = self._facts
-        if value in facts.elements:
-            return
-        dtype, declared = hint_of(value)
-        if value not in facts.dtypes and dtype is not None:
-            facts.dtypes[value] = dtype
-        complete = declared is not None and None not in declared
-        if value not in facts.dims and declared is not None and complete and type_is_tensor(value):
-            dims = tuple(dim for dim in declared if dim is not None)
-            for dim in dims:
-                facts.adopt(dim)
-            facts.dims[value] = dims
-        if value not in facts.dims or value not in facts.dtypes:
-            facts.reasons.setdefault(value, reason)
+                facts.fall_back(value, reason)
 
 
-def type_is_tensor(value: ir.Value) -> bool:
-    """Return whether ``value`` is declared as a tensor, or not declared at all."""
-    return value.type is None or isinstance(value.type, ir.TensorType)
-
-
-def _values(program: Program) -> Iterator[ir.Value]:
-    for graph in graphs_of(program.graph):
-        yield from graph.inputs
-        yield from graph.initializers.values()
-        for node in graph:
-            yield from node.outputs
+def _values(graphs: Iterable[ir.Graph]) -> Iterator[ir.Value]:
+    for outer in graphs:
+        for graph in graphs_of(outer):
+            yield from graph.inputs
+            yield from graph.initializers.values()
+            for node in graph:
+                yield from node.outputs
 
 
 def _write(program: Program, facts: Facts, report: ShapeReport) -> set[str]:
     """Write all facts to the values; return the symbols that occur in them."""
     expressions: set[Expr] = set()
-    for value in _values(program):
-        if value not in facts.dims and value not in facts.reasons and value.const_value is not None:
-            facts.dims_of(value)
+    for value in _values([program.graph]):
+        if value not in facts.dims and value not in facts.reasons:
+            # An initializer that no rule looked at, or a graph that no rule entered.
+            facts.fall_back(value, "no rule looked into the graph that holds it")
         _write_value(value, facts)
         dims = facts.dims.get(value)
         if dims is not None:
             expressions.update(d for d in dims if not isinstance(d, int))
         if (dims is None or value not in facts.dtypes) and (value.name or value.uses()):
             name = value.name or f"output {value.index()} of {value.producer()}"
-            reason = facts.reasons.get(value, "the graph that holds it was not inferred")
-            report.unresolved[name] = reason
+            report.unresolved[name] = facts.reasons.get(value, "its type is not known")
         known = _known(value, facts)
         if known is not None:
             report.known[value] = known
@@ -245,7 +253,11 @@ def _write_value(value: ir.Value, facts: Facts) -> None:
         if kind is not None:
             value.type = kind
         return
-    if dtype is not None and (value.dtype is not dtype or not type_is_tensor(value)):
+    is_input = value.producer() is None
+    if not is_tensor(value) and is_input:
+        # A sparse tensor stays one.
+        return
+    if dtype is not None and (value.dtype is not dtype or not is_tensor(value)):
         # A new type object: values read from a file may share one.
         value.type = ir.TensorType(dtype)
     dims = facts.dims.get(value)

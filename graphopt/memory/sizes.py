@@ -87,7 +87,7 @@ class Sizes:
             return None
         start = self.exact(before)
         inner = [self.exact(d) for d in dims[axis + 1 :]]
-        if start is None or (start and None in inner):
+        if start is None or start < 0 or (start and None in inner):
             return None
         bits = whole.dtype.bitwidth * start * math.prod(n for n in inner if n is not None)
         return bits // 8 if bits % 8 == 0 else None

@@ -16,10 +16,17 @@ from graphopt.backends.emit_onnx import emit_onnx
 from graphopt.errors import GraphoptError, OptionError, UnsupportedError, VerificationError
 from graphopt.ir.program import Program
 from graphopt.isolation import Worker
-from graphopt.numerics.compare import Comparison, OutputError, Tolerance, compare_outputs
+from graphopt.numerics.compare import (
+    Comparison,
+    OutputError,
+    Tolerance,
+    compare_arrays,
+    compare_outputs,
+)
 from graphopt.numerics.feeds import Feed, make_feed, size_choices
 
 _MAX_TRIES = 12
+_IN_ONNXRUNTIME = "the original model in onnxruntime, optimization off"
 Outputs = dict[str, npt.NDArray[Any]]
 
 
@@ -32,8 +39,11 @@ class Reference:
         bindings: Sizes of named dimensions for seeded samples.
         tolerance: What is accepted.
         seed: Seed of the samples.
+        truth: What the source of the model itself computes on the first sample; what the original
+            computes in onnxruntime is compared with it.
 
     Raises:
+        VerificationError: the original does not compute ``truth``.
         UnsupportedError: onnxruntime does not run the original on any samples.
         OptionError: the user's samples do not match the inputs.
     """
@@ -46,6 +56,7 @@ class Reference:
         bindings: Mapping[str, int],
         tolerance: Tolerance,
         seed: int,
+        truth: Sequence[npt.NDArray[Any]] | None = None,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="graphopt-verify-")
         self._worker = Worker()
@@ -60,9 +71,25 @@ class Reference:
                 self._inputs = "user"
                 self._feeds = user_feeds(program, example_inputs)
                 self._expected = [self._run(self._path, feed) for feed in self._feeds]
+            self._reference_text = _IN_ONNXRUNTIME
+            if truth is not None:
+                self._check_truth(truth)
         except BaseException:
             self.close()
             raise
+
+    def _check_truth(self, truth: Sequence[npt.NDArray[Any]]) -> None:
+        found = self._expected[0]
+        for (name, array), expected in zip(found.items(), truth, strict=False):
+            error = compare_arrays(name, expected, array, self._tolerance)
+            if not error.accepted:
+                raise VerificationError(
+                    "capture-differs",
+                    f"the captured model does not compute what the torch module computes: output "
+                    f"'{name}': {error.reason}",
+                    hint="torch's exporter translated an operator differently; --rtol accepts more",
+                )
+        self._reference_text = f"{_IN_ONNXRUNTIME}, itself compared with torch"
 
     def close(self) -> None:
         """Stop the child and remove the temporary files."""
@@ -87,6 +114,7 @@ class Reference:
             inputs=self._inputs,
             tolerance=self._tolerance,
             sizes=self._sizes,
+            reference=self._reference_text,
         )
 
     def verify(self, program: Program) -> Comparison:

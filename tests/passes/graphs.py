@@ -89,8 +89,14 @@ def run(model: ir.Model, feeds: Arrays) -> list[npt.NDArray[Any]]:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
+    proto = ir.to_proto(model)
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            weight = model.graph.initializers[tensor.name].const_value
+            assert weight is not None
+            tensor.CopyFrom(onnx.numpy_helper.from_array(weight.numpy(), tensor.name))
     session = ort.InferenceSession(
-        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     outputs: list[npt.NDArray[Any]] = session.run(None, feeds)
     return outputs

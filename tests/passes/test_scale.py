@@ -1,4 +1,7 @@
-"""Twenty thousand nodes: no pass takes more than a second and a half of processor time."""
+"""Twenty thousand nodes: no pass takes more than a few seconds of processor time.
+
+On an idle core every pass takes less than 0.8 s; what is quadratic takes minutes.
+"""
 
 import time
 from typing import Any
@@ -9,11 +12,10 @@ import pytest
 
 from graphopt.ir.graph_checks import check_structure
 from graphopt.ir.program import Program
-from graphopt.passes import REGISTRY, load_pass
+from graphopt.passes import DEFAULT_PIPELINE, REGISTRY, load_pass
 
 NODES = 20_000
-MOST_SECONDS = 1.5
-FIRST = ("sort-nodes", "lift-constants", "infer-shapes")
+MOST_SECONDS = 4.0
 
 
 class Chain:
@@ -77,9 +79,9 @@ class Chain:
         while self.count < NODES:
             self.matrix_link()
             self.image_link()
-        for index, dims in enumerate((["n", 4], [1, 2, 6, 6])):
+        for index, shape in enumerate((ir.Shape(["n", 4]), ir.Shape([1, 2, 6, 6]))):
             value = self.ends[index]
-            value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(dims)
+            value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), shape
             self.graph.outputs.append(value)
         model = ir.Model(self.graph, ir_version=10)
         Program(model)
@@ -95,9 +97,8 @@ def seconds_of(name: str, model: ir.Model) -> tuple[float, int]:
 @pytest.mark.slow
 def test_no_pass_is_slow_on_a_large_graph() -> None:
     model = Chain().model()
-    later = [name for name in REGISTRY if name not in FIRST]
-    # What the default pipeline runs before the fusions comes first here too.
-    order = [*FIRST, *sorted(later, key=lambda name: name.startswith(("fold-b", "fuse")))]
+    # In the order of the default pipeline, the others after it.
+    order = dict.fromkeys((*DEFAULT_PIPELINE, *REGISTRY))
     taken = {name: seconds_of(name, model) for name in order}
     assert {name: s for name, (s, _) in taken.items() if s > MOST_SECONDS} == {}
     # A pass that found nothing to do shows nothing.
@@ -117,6 +118,6 @@ def test_one_value_with_many_readers() -> None:
     chain.graph.outputs.append(total)
     model = ir.Model(chain.graph, ir_version=10)
     Program(model)
-    taken = {name: seconds_of(name, model)[0] for name in (*FIRST, "eliminate-identity")}
+    taken = {name: seconds_of(name, model)[0] for name in ("infer-shapes", "eliminate-identity")}
     assert {name: s for name, s in taken.items() if s > MOST_SECONDS} == {}
     assert model.graph.num_nodes() == NODES // 2 + 1

@@ -1,5 +1,7 @@
 """strip-metadata: what has no place in ONNX text, so no golden shows it."""
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -24,9 +26,11 @@ def exported() -> ir.Model:
     node.outputs[0].metadata_props["pkg.torch.onnx.original_node_name"] = "mul"
     model.graph.node(1).attributes["alpha"].doc_string = "slope"
     weight = model.graph.initializers["w"]
-    assert weight.const_value is not None
-    weight.const_value.doc_string = "weights"
+    weight.doc_string = "weights"
     weight.metadata_props["note"] = "n"
+    proto = onnx.numpy_helper.from_array(np.array([1, 2], np.float32), "w")
+    proto.doc_string = "trained at /home/someone"
+    weight.const_value = ir.serde.deserialize_tensor(proto)
     model.doc_string = "made by hand"
     model.graph.doc_string = "a graph"
     model.producer_name = "exporter"
@@ -46,8 +50,10 @@ def test_everything_goes_but_what_the_user_said() -> None:
     assert node.outputs[0].metadata_props == {}
     assert model.graph.node(1).attributes["alpha"].doc_string is None
     weight = model.graph.initializers["w"]
+    assert weight.doc_string is None
     assert weight.const_value is not None
     assert weight.const_value.doc_string is None
+    assert weight.const_value.numpy().tolist() == [1, 2]
     assert weight.metadata_props == {}
     assert model.doc_string is None
     assert model.graph.doc_string is None

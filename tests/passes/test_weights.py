@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graphopt.ir.constants import Array
 from graphopt.passes import DEFAULT_PIPELINE, deduplicate_initializers
 from graphopt.passes.deduplicate_initializers import DeduplicateInitializers
 from graphopt.passes.fold_batch_norm import FoldBatchNorm
@@ -121,7 +122,8 @@ def test_a_large_constant_is_folded_when_it_is_read(tmp_path: Path) -> None:
     original = model.graph.initializers["w3"].const_value
     assert original is not None
     np.testing.assert_array_equal(folded.numpy(), original.numpy().T)
-    assert_equal(run(model, feeds), wanted, exact=True)
+    # The runtime multiplies by a constant matrix in another order.
+    assert_equal(run(model, feeds), wanted, exact=False)
 
 
 def test_large_weights_are_scaled_when_they_are_read() -> None:
@@ -148,8 +150,8 @@ def test_large_weights_are_scaled_when_they_are_read() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
 def test_weights_keep_their_type_when_they_are_scaled(dtype: type) -> None:
-    weight = np.array([[[[1.0]]], [[[3.0]]]]).astype(dtype)
-    two = np.array([2.0, 4.0]).astype(dtype)
+    weight: Array = np.array([[[[1.0]]], [[[3.0]]]]).astype(dtype)
+    two: Array = np.array([2.0, 4.0]).astype(dtype)
     kind = ir.DataType.from_numpy(np.dtype(dtype)).name.lower().replace("float32", "float")
     text = f"""g ({kind}[1, 1, 2, 2] x, {kind}[2, 1, 1, 1] w, {kind}[2, 1, 1] k)
         => ({kind}[1, 2, 2, 2] y) {{

@@ -49,7 +49,9 @@ def if_(view: NodeView) -> None:
         if len(branches[index].outputs) != len(view.outputs):
             view.malformed(f"a branch has {len(branches[index].outputs)} outputs")
     for i in range(len(view.outputs)):
-        _merge(view, i, [view.facts.snapshot(branches[b].outputs[i]) for b in taken])
+        results = [branches[b].outputs[i] for b in taken]
+        sources = [view.facts.snapshot(value) for value in results]
+        _merge(view, i, sources, _why(view, results))
 
 
 def _run_branch(view: NodeView, body: ir.Graph) -> InvalidModelError | None:
@@ -70,8 +72,22 @@ def _run_branch(view: NodeView, body: ir.Graph) -> InvalidModelError | None:
     return None
 
 
-def _merge(view: NodeView, index: int, sources: list[Snapshot]) -> None:
-    """Record for output ``index`` what holds for all ``sources``."""
+def _why(view: NodeView, results: list[ir.Value]) -> str:
+    """Return why the first of ``results`` without a shape has none."""
+    found = view.facts
+    reasons = [found.reasons.get(v, "it is not known") for v in results if v not in found.dims]
+    return reasons[0] if reasons else ""
+
+
+def _merge(view: NodeView, index: int, sources: list[Snapshot], why: str) -> None:
+    """Record for output ``index`` what holds for all ``sources``.
+
+    Args:
+        view: The node.
+        index: Number of the output.
+        sources: What it may be.
+        why: Why one of them has no dims, if so.
+    """
     first = sources[0]
     if any(s.element is not None for s in sources):
         element = first.element
@@ -86,7 +102,7 @@ def _merge(view: NodeView, index: int, sources: list[Snapshot]) -> None:
         view.facts.set_dtype(view.outputs[index], first.dtype)
     shapes = [s.dims for s in sources if s.dims is not None]
     if len(shapes) < len(sources):
-        view.unknown(index, "a branch gives it no known shape")
+        view.unknown(index, f"its body gives it no known shape: {why}")
         return
     if any(len(shape) != len(shapes[0]) for shape in shapes):
         ranks = " and ".join(str(len(shape)) for shape in shapes)
@@ -237,8 +253,11 @@ def _iterate(
     """
     current = [_apply_widening(view, i, s) for i, s in enumerate(states)]
     for attempt in range(_MAX_ROUNDS + 3):
-        for value, state in zip(inputs, current, strict=True):
-            view.facts.assign(value, state, "the shape of the state changes its rank")
+        widened = view.facts.widened.get(view.node, set())
+        for i, (value, state) in enumerate(zip(inputs, current, strict=True)):
+            changes = (i, _RANK) in widened
+            reason = "the number of axes of the state changes" if changes else "it is not known"
+            view.facts.assign(value, state, reason, believe=not changes)
         view.run_body(body)
         after = [view.facts.snapshot(v) for v in body.outputs[: len(current)]]
         wider = [
@@ -269,7 +288,7 @@ def _final(
     """
     index, state = place
     if trips.exact and trips.limit == 0:
-        _merge(view, index, [before])
+        _merge(view, index, [before], "it goes in without one")
         return
     assumed, after = run
     if after.element is not None and assumed.element is not None:
@@ -279,7 +298,7 @@ def _final(
         view.holds(index, element or Element(after.element.kind, after.element.dtype))
         return
     if assumed.dims is None or after.dims is None or before.dims is None:
-        _merge(view, index, [assumed, after])
+        _merge(view, index, [assumed, after], "the number of axes may change")
         return
     if assumed.dtype is not None:
         view.facts.set_dtype(view.outputs[index], assumed.dtype)
@@ -357,8 +376,8 @@ def loop(view: NodeView) -> None:
     for i in range(1, count + 1):
         _final(view, (i - 1, i), states[i], (before[i], after[i]), trips)
     for i in range(scanned):
-        source = facts.snapshot(body.outputs[1 + count + i])
-        _stacked(view, count + i, source, lambda dims: (_trip_dim(view, trips), *dims))
+        result = body.outputs[1 + count + i]
+        _stacked(view, count + i, result, lambda dims: (_trip_dim(view, trips), *dims))
 
 
 def _scalar_dims(value: ir.Value) -> Shape:
@@ -385,13 +404,14 @@ def _loop_trips(view: NodeView, first: Snapshot, before: Snapshot, after: Snapsh
 
 
 def _stacked(
-    view: NodeView, index: int, source: Snapshot, arrange: Callable[[Shape], Shape]
+    view: NodeView, index: int, result: ir.Value, arrange: Callable[[Shape], Shape]
 ) -> None:
     """Record an output that stacks what each iteration gives."""
+    source = view.facts.snapshot(result)
     if source.dtype is not None:
         view.facts.set_dtype(view.outputs[index], source.dtype)
     if source.dims is None:
-        view.unknown(index, "the body gives it no known shape")
+        view.unknown(index, f"its body gives it no known shape: {_why(view, [result])}")
     else:
         view.out(index, arrange(source.dims))
 
@@ -447,4 +467,4 @@ def _scan_outputs(view: NodeView, body: ir.Graph, count: int, batch: Shape, leng
             place = view.axis(axis, len(dims) + 1)
             return (*batch, *dims[:place], length, *dims[place:])
 
-        _stacked(view, count + i, view.facts.snapshot(body.outputs[count + i]), arrange)
+        _stacked(view, count + i, body.outputs[count + i], arrange)

@@ -176,6 +176,28 @@ class Facts:
         else:
             self.reasons[value] = "its shape is not declared"
 
+    def fall_back(self, value: ir.Value, reason: str) -> None:
+        """Believe what the file declares about a value that no rule decides.
+
+        Args:
+            value: The value.
+            reason: Why no rule decides it, recorded when the declaration is not complete.
+        """
+        if value in self.elements:
+            return
+        if value.const_value is not None:
+            self._load(value)
+        dtype, declared = hint_of(value)
+        if value not in self.dtypes and dtype is not None:
+            self.dtypes[value] = dtype
+        dims = _complete(declared)
+        if value not in self.dims and dims is not None and is_tensor(value):
+            for dim in dims:
+                self.adopt(dim)
+            self.dims[value] = dims
+        if value not in self.dims or value not in self.dtypes:
+            self.reasons.setdefault(value, reason)
+
     def forget(self, value: ir.Value) -> None:
         """Drop what an earlier run of the same body found out about ``value``."""
         self.dims.pop(value, None)
@@ -190,13 +212,16 @@ class Facts:
         contents = self.contents_of(value) if self.may_have_contents(value) else None
         return Snapshot(dtype, dims, contents, self.elements.get(value))
 
-    def assign(self, value: ir.Value, facts: Snapshot, reason: str) -> None:
+    def assign(
+        self, value: ir.Value, facts: Snapshot, reason: str, *, believe: bool = True
+    ) -> None:
         """Give the input of a body the facts of what is passed to it.
 
         Args:
             value: The input.
-            facts: What is passed; where it has no dims, a complete declaration is believed.
+            facts: What is passed.
             reason: Why the dims are not known, if they stay so.
+            believe: Believe a complete declaration where nothing is known about what is passed.
         """
         self.forget(value)
         declared_dtype, declared = hint_of(value)
@@ -208,7 +233,7 @@ class Facts:
             self.reasons[value] = f"a value of type {facts.element.kind} has no single shape"
             return
         dims = facts.dims
-        if dims is None:
+        if dims is None and believe:
             dims = _complete(declared)
             for dim in dims or ():
                 self.adopt(dim)
@@ -374,6 +399,11 @@ def _complete(declared: list[Dim | None] | None) -> tuple[Dim, ...] | None:
 def _lone(dim: Expr) -> Dim | None:
     names = symbols_of(dim)
     return symbol(next(iter(names))) if len(names) == 1 else None
+
+
+def is_tensor(value: ir.Value) -> bool:
+    """Return whether ``value`` is declared as a tensor, or not declared at all."""
+    return value.type is None or isinstance(value.type, ir.TensorType)
 
 
 def hint_of(value: ir.Value) -> tuple[ir.DataType | None, list[Dim | None] | None]:

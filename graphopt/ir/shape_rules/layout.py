@@ -1,11 +1,14 @@
 """Rules for operators that move or regroup elements without computing with them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir.dims import Dim, Expr, add, ceildiv, floordiv, mul
 from graphopt.ir.shape_rules.algebra import (
     UnequalError,
+    larger,
     lowest,
     quotient,
     sub,
@@ -49,6 +52,39 @@ def axes_of(view: NodeView, index: int, since: int) -> tuple[int, ...] | None:
     if numbers is None:
         raise UnresolvedError(f"the axes of {view.label} are computed from data")
     return numbers
+
+
+def count_of(view: NodeView, index: int) -> int:
+    """Return how many entries input ``index``, whose contents are not known, has.
+
+    Raises:
+        UnresolvedError: not even that is known.
+    """
+    dims = view.ranked(index, 0, 1)
+    count = volume(dims)
+    if not isinstance(count, int):
+        raise UnresolvedError(f"the number of axes depends on {count}")
+    return count
+
+
+def one_of(view: NodeView, axis: int, candidates: Sequence[Dim]) -> Dim:
+    """Return the size of an output axis that is one of ``candidates``, decided by data."""
+    first = candidates[0]
+    upper: Dim = first
+    for dim in candidates[1:]:
+        upper = larger(upper, dim, view.bounds)
+    if all(dim == first for dim in candidates):
+        return first
+    return view.fresh(0, axis, "the axes are computed from data", upper, weak=True)
+
+
+def without_unknown_axes(view: NodeView, dims: Shape, index: int) -> Shape:
+    """Return the shape that is left when input ``index`` names axes to drop, unknown ones."""
+    dropped = count_of(view, index)
+    if not 1 <= dropped <= len(dims):
+        raise UnresolvedError(f"the axes of {view.label} are computed from data")
+    kept = range(len(dims) - dropped)
+    return tuple(one_of(view, i, dims[i : i + dropped + 1]) for i in kept)
 
 
 def pass_through(view: NodeView) -> None:
@@ -144,8 +180,13 @@ def squeeze(view: NodeView) -> None:
     """The axes named, which must be 1, are dropped; without axes every axis of size 1."""
     view.types(view.dtype(0))
     dims = view.dims(0)
+    if view.opset >= 13 and view.has(1) and view.numbers(1) is None:
+        view.out(0, without_unknown_axes(view, dims, 1))
+        pass_through(view)
+        return
     axes = axes_of(view, 1, 13)
-    if axes is None:
+    if not axes:
+        # An empty list means the same as none, in runtimes if not in the specification.
         for dim in dims:
             if not isinstance(dim, int) and (lowest(dim, view.bounds) or 0) < 2:
                 raise UnresolvedError(f"the rank depends on whether {dim} is 1")
@@ -163,6 +204,14 @@ def unsqueeze(view: NodeView) -> None:
     """Axes of size 1 at the places named, counted in the output."""
     view.types(view.dtype(0))
     dims = view.dims(0)
+    if view.opset >= 13 and view.has(1) and view.numbers(1) is None:
+        added_count = count_of(view, 1)
+        padded = (1,) * added_count + dims + (1,) * added_count
+        places = range(len(dims) + added_count)
+        # Each axis is new, or one that moved back by at most the number of new ones.
+        view.out(0, tuple(one_of(view, i, (*padded[i : i + added_count + 1], 1)) for i in places))
+        pass_through(view)
+        return
     axes = axes_of(view, 1, 13)
     if axes is None:
         view.malformed("the axes are missing")
@@ -310,8 +359,8 @@ def _split_sizes(view: NodeView, whole: Dim, count: int) -> list[Dim]:
         return [floordiv(whole, count)] * count
     chunk = ceildiv(whole, count)
     last = sub(whole, mul(chunk, count - 1))
-    if isinstance(last, int) and isinstance(chunk, int) and isinstance(whole, int) and last < 0:
-        return [max(0, min(chunk, whole - i * chunk)) for i in range(count)]
+    if isinstance(last, int) and last < 0:
+        view.impossible(f"axis of size {whole} cannot be split into {count} parts")
     return [chunk] * (count - 1) + [last]
 
 
@@ -388,6 +437,10 @@ def pad(view: NodeView) -> None:
     if view.opset < 11:
         entries = view.required_ints("pads" if view.opset >= 2 else "paddings")
     else:
+        if view.opset >= 18 and view.has(3) and view.numbers(3) is None:
+            reason = "the axes to pad are computed from data"
+            view.out(0, tuple(view.fresh(0, i, reason, weak=True) for i in axes))
+            return
         if view.opset >= 18 and view.has(3):
             axes = view.axes(axes_of(view, 3, 18) or (), len(dims))
         known = view.entries(1)

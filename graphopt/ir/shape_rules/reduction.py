@@ -7,7 +7,7 @@ from graphopt.ir.dims import Dim
 from graphopt.ir.shape_rules.algebra import larger, smaller, times
 from graphopt.ir.shape_rules.contents import Entry, add_up, positions
 from graphopt.ir.shape_rules.facts import UnresolvedError
-from graphopt.ir.shape_rules.layout import axes_of
+from graphopt.ir.shape_rules.layout import axes_of, without_unknown_axes
 from graphopt.ir.shape_rules.registry import rule
 from graphopt.ir.shape_rules.view import NodeView, Shape
 
@@ -49,7 +49,7 @@ def _without(dims: Shape, axes: tuple[int, ...], *, keep: bool) -> Shape:
 def _reduced_by_data(view: NodeView, dims: Shape, *, keep: bool) -> Shape:
     """Return the shape when the axes are computed: each axis is either kept or 1."""
     if not keep:
-        raise UnresolvedError(f"the axes of {view.label} are computed from data")
+        return without_unknown_axes(view, dims, 1)
     count = view.dims_or_none(1)
     if count is not None and len(count) == 1 and count[0] == len(dims):
         return (1,) * len(dims)

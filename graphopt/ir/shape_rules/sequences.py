@@ -259,4 +259,4 @@ def optional_get_element(view: NodeView) -> None:
     elif held is not None:
         view.holds(0, held.inner or held)
     else:
-        _tensor(view, source.dtype, source.dims, "its input has no known shape")
+        _tensor(view, source.dtype, source.dims, "its input is not known")

@@ -77,8 +77,6 @@ def _slice_count(size: Dim, start: Entry, end: Entry, step: int, bounds: Table) 
     """Return how many elements ``[start:end:step]`` takes of ``size``; None when not known."""
     if not isinstance(start, int | Expr) or not isinstance(end, int | Expr):
         return None
-    if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
-        return len(range(*slice(start, end, step).indices(size)))
     if step < 0:
         return _backward_count(size, start, end, step, bounds)
     low, high = _clamped(start, size, bounds), _clamped(end, size, bounds)
@@ -107,23 +105,35 @@ def _clamped(index: Dim, size: Dim, bounds: Table) -> Dim | None:
 
 
 def _backward_count(size: Dim, start: Dim, end: Dim, step: int, bounds: Table) -> Dim | None:
-    first, last = _clamped_before(start, size, bounds), _clamped_before(end, size, bounds)
-    if first is None or last is None:
+    if isinstance(end, int) and end >= FAR:
+        # Nothing by the specification, everything to the front in ONNX Runtime.
         return None
-    return ceildiv(larger(sub(first, last), 0, bounds), -step)
-
-
-def _clamped_before(index: Dim, size: Dim, bounds: Table) -> Dim | None:
-    """As `_clamped` for a walk to the front: from -1, before the first, to the last element."""
     last = sub(size, 1)
-    if isinstance(index, int) and abs(index) >= FAR:
-        return last if index > 0 else -1
-    if at_least(index, 0, bounds):
-        return smaller(index, last, bounds)
+    high: Dim | None
+    if start == -1 or (isinstance(start, int) and start >= FAR):
+        high = last
+    elif at_least(start, 0, bounds):
+        high = smaller(start, last, bounds)
+    else:
+        # A start before the front is moved to the first element, which an empty axis has not.
+        floor = smaller(last, 0, bounds)
+        high = _from_back(start, size, floor, bounds)
+    low = smaller(end, last, bounds) if at_least(end, 0, bounds) else None
+    if low is None:
+        low = _from_back(end, size, -1, bounds)
+    if high is None or low is None:
+        return None
+    return ceildiv(larger(sub(high, low), 0, bounds), -step)
+
+
+def _from_back(index: Dim, size: Dim, floor: Dim, bounds: Table) -> Dim | None:
+    """Return ``size + index`` but not below ``floor``; None when ``index`` may be positive."""
+    if isinstance(index, int) and index <= -FAR:
+        return floor
     high = highest(index, bounds)
-    if high is not None and high < 0:
-        return larger(add(size, index), -1, bounds)
-    return None
+    if high is None or high >= 0:
+        return None
+    return larger(add(size, index), floor, bounds)
 
 
 def _slice_contents(view: NodeView, contents: Contents, arguments: Arguments) -> None:
@@ -133,8 +143,13 @@ def _slice_contents(view: NodeView, contents: Contents, arguments: Arguments) ->
         start, end = _literal(start, size, view.bounds), _literal(end, size, view.bounds)
         if not (isinstance(start, int) and isinstance(end, int) and isinstance(step, int)):
             return
-        taken = range(*slice(start, end, step).indices(size))
-        where = np.take(where, np.array(taken, dtype=np.int64), axis=axis)
+        count = _slice_count(size, start, end, step, view.bounds)
+        if not isinstance(count, int):
+            return
+        first = start + size if start < 0 else start
+        first = min(max(first, 0), size if step > 0 else size - 1)
+        taken = first + step * np.arange(count, dtype=np.int64)
+        where = np.take(where, taken, axis=axis)
     view.know(pick(contents, where))
 
 
@@ -153,17 +168,14 @@ def gather(view: NodeView) -> None:
     indices = view.dims(1)
     axis = view.axis(view.int_("axis", 0), len(dims))
     view.out(0, (*dims[:axis], *indices, *dims[axis + 1 :]))
-    if view.followed() is None:
+    numbers, size, wanted = view.numbers(1), dims[axis], view.contents(1)
+    if numbers is None or wanted is None:
         return
-    contents, wanted = view.contents(0), view.contents(1)
-    if contents is None or wanted is None:
-        return
-    numbers = [e for e in wanted.entries if isinstance(e, int)]
-    size = contents.dims[axis]
-    if len(numbers) != len(wanted.entries):
-        return
-    if any(not -size <= n < size for n in numbers):
+    if isinstance(size, int) and any(not -size <= n < size for n in numbers):
         view.impossible(f"an index is outside the axis of size {size}")
+    contents = view.contents(0) if view.followed() is not None else None
+    if contents is None:
+        return
     chosen = np.array(numbers, dtype=np.int64).reshape(wanted.dims)
     view.know(pick(contents, np.take(positions(contents), chosen, axis=axis)))
 

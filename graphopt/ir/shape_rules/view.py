@@ -22,6 +22,10 @@ from graphopt.ir.shape_rules.facts import (
     text_of,
 )
 
+_DATA_TYPES = {int(dtype): dtype for dtype in ir.DataType}
+
+_NOT_KNOWN = " is not known: "
+
 Shape = tuple[Dim, ...]
 RunBody = Callable[[ir.Graph], None]
 
@@ -90,7 +94,7 @@ class NodeView:
         value = self.value(index)
         dtype = self.facts.dtype_of(value)
         if dtype is None:
-            raise UnresolvedError(f"the type of its input '{value.name}' is not known")
+            raise UnresolvedError(self._unknown(value))
         return dtype
 
     def element(self, index: int) -> Element:
@@ -106,8 +110,9 @@ class NodeView:
         reason = self.facts.reasons.get(value, "")
         if value in self.facts.elements:
             return f"its input '{value.name}' is no tensor"
-        root = reason.rpartition(": ")[2] if reason.startswith("its input") else reason
-        return f"its input '{value.name}' has no known shape: {root}"
+        # The reason at the end of a chain of values is the one that helps.
+        _, _, root = reason.partition(_NOT_KNOWN)
+        return f"its input '{value.name}'{_NOT_KNOWN}{root or reason}"
 
     def ranked(self, index: int, lowest: int, highest: int | None = None) -> Shape:
         """Return the shape of input ``index``, whose rank must lie in the range given.
@@ -232,11 +237,10 @@ class NodeView:
             if default is None:
                 self.malformed(f"attribute '{name}' is missing")
             return default
-        try:
-            return ir.DataType(found)
-        except ValueError as error:
-            message = f"{self.label}: attribute '{name}' is {found}, which is no data type"
-            raise InvalidModelError("malformed-node", message, node=self.name) from error
+        dtype = _DATA_TYPES.get(found)
+        if dtype is None:
+            self.malformed(f"attribute '{name}' is {found}, which is no data type")
+        return dtype
 
     def required_ints(self, name: str) -> tuple[int, ...]:
         """Return a list of integers that the operator requires."""
@@ -398,7 +402,7 @@ class NodeView:
         """
         shapes = []
         for value in self.inputs:
-            dims = None if value is None else self.facts.dims.get(value)
+            dims = None if value is None else self.facts.dims_of(value)
             shapes.append("?" if dims is None else text_of(dims))
         raise InvalidModelError(
             "shape-mismatch",

@@ -3,7 +3,7 @@
 import onnx_ir as ir
 
 from graphopt.ir.dims import Dim, add, ceildiv, floordiv, mul
-from graphopt.ir.shape_rules.algebra import smaller, sub
+from graphopt.ir.shape_rules.algebra import at_least, smaller, sub
 from graphopt.ir.shape_rules.layout import as_vector
 from graphopt.ir.shape_rules.registry import rule
 from graphopt.ir.shape_rules.view import NodeView, Shape
@@ -33,7 +33,9 @@ def slide(view: NodeView, spatial: Shape, kernel: Shape, *, ceil: bool = False) 
     """Return the sizes of the output of a window that slides over ``spatial``.
 
     Reads ``strides``, ``dilations``, ``pads`` and ``auto_pad``. With ``ceil`` a window that
-    overlaps the end counts, unless it starts in the padding there.
+    overlaps the end counts, unless it starts in the padding there. For ``VALID`` the text of the
+    specification rounds down even then; its reference inference and ONNX Runtime round up, as
+    done here.
 
     Args:
         view: The node.
@@ -48,20 +50,16 @@ def slide(view: NodeView, spatial: Shape, kernel: Shape, *, ceil: bool = False) 
     if mode.startswith("SAME"):
         return tuple(ceildiv(d, s) for d, s in zip(spatial, strides, strict=True))
     pads = (0,) * (2 * count) if mode == "VALID" else _numbers(view, "pads", 2 * count, 0)
-    # For VALID the two roundings of the specification are the same number.
-    ceil = ceil and mode != "VALID"
     result: list[Dim] = []
     for i, size in enumerate(spatial):
         extent = add(mul(sub(kernel[i], 1), dilations[i]), 1)
         span = sub(add(size, pads[i] + pads[count + i]), extent)
-        if isinstance(span, int) and span < 0:
-            view.impossible(f"a window of {extent} does not fit into axis {i + 2} of size {size}")
+        windows = add((ceildiv if ceil else floordiv)(span, strides[i]), 1)
         if ceil:
-            windows = add(ceildiv(span, strides[i]), 1)
-            starts = ceildiv(add(size, pads[i]), strides[i])
-            result.append(smaller(windows, starts, view.bounds))
-        else:
-            result.append(add(floordiv(span, strides[i]), 1))
+            windows = smaller(windows, ceildiv(add(size, pads[i]), strides[i]), view.bounds)
+        if isinstance(windows, int) and windows < 1:
+            view.impossible(f"a window of {extent} does not fit into spatial axis {i}")
+        result.append(windows)
     return tuple(result)
 
 
@@ -130,9 +128,16 @@ def _unslide(view: NodeView, spatial: Shape, kernel: Shape) -> Shape:
             view.impossible(f"output_shape {list(wanted)} does not fit {count} spatial axes")
         return wanted[-count:]
     mode = _auto_pad(view)
-    if mode.startswith("SAME"):
-        return tuple(mul(d, s) for d, s in zip(spatial, strides, strict=True))
     dilations = _numbers(view, "dilations", count, 1)
+    if mode.startswith("SAME"):
+        result = [mul(d, s) for d, s in zip(spatial, strides, strict=True)]
+        for i, size in enumerate(result):
+            reach = add(mul(sub(kernel[i], 1), dilations[i]), 1)
+            if not at_least(reach, strides[i], view.bounds):
+                # The padding would be negative; ONNX Runtime pads nothing instead.
+                reason = "runtimes disagree about negative automatic padding"
+                result[i] = view.fresh(0, i + 2, reason, size, weak=True)
+        return tuple(result)
     extra = _numbers(view, "output_padding", count, 0)
     pads = (0,) * (2 * count) if mode == "VALID" else _numbers(view, "pads", 2 * count, 0)
     result = []
@@ -152,6 +157,12 @@ def pooled(view: NodeView, dims: Shape, *, channels_last: bool = False) -> Shape
     if min(kernel) < 1:
         view.malformed(f"attribute 'kernel_shape' is {list(kernel)}")
     sizes = slide(view, spatial, kernel, ceil=bool(view.int_("ceil_mode", 0)))
+    dilations = view.ints("dilations") or ()
+    if _auto_pad(view).startswith("SAME") and any(d > 1 for d in dilations):
+        # ONNX Runtime pads less than the specification asks for.
+        first = 1 if channels_last else 2
+        reason = "runtimes disagree about the automatic padding of a dilated pool"
+        sizes = tuple(view.fresh(0, first + i, reason, d, weak=True) for i, d in enumerate(sizes))
     return (dims[0], *sizes, dims[-1]) if channels_last else (*dims[:2], *sizes)
 
 
