@@ -24,8 +24,9 @@ import onnx_ir as ir
 from graphopt._version import __version__
 from graphopt.backends.protobuf_stream import TensorField, model_length, write_model
 from graphopt.errors import InvariantError, OptionError
-from graphopt.ir.program import Program
+from graphopt.ir.program import RANGES_KEY, Program
 from graphopt.memory.plan import MemoryPlan
+from graphopt.memory.sizes import input_symbols
 from graphopt.safe_files import OutputTransaction
 
 EXTERNAL_ABOVE_BYTES = 1 << 30
@@ -176,6 +177,9 @@ def _small_parts(program: Program, plan: MemoryPlan | None) -> tuple[bytes, byte
     props = dict(source.metadata_props)
     if plan is not None:
         props["graphopt.plan"] = _plan_summary(plan)
+    ranges = _ranges_text(program)
+    if ranges:
+        props[RANGES_KEY] = ranges
     for key, value in sorted(props.items()):
         model.metadata_props.add(key=key, value=value)
     graph = onnx.GraphProto()
@@ -197,6 +201,16 @@ def _small_parts(program: Program, plan: MemoryPlan | None) -> tuple[bytes, byte
     else:
         _drop_new_fields(graph)
     return model.SerializeToString(deterministic=True), graph.SerializeToString(deterministic=True)
+
+
+def _ranges_text(program: Program) -> str:
+    """Return the bounds of the symbols of the inputs, so that the file plans as before."""
+    parts = [
+        f"{name}: VR[{bounds.lower}, {'int_oo' if bounds.upper is None else bounds.upper}]"
+        for name in input_symbols(program.graph.inputs)
+        if (bounds := program.bounds.get(name)) is not None and bounds != (0, None)
+    ]
+    return f"{{{', '.join(parts)}}}" if parts else ""
 
 
 def _plan_summary(plan: MemoryPlan) -> str:

@@ -14,9 +14,8 @@ import onnx_ir as ir
 
 from graphopt.errors import OptionError
 from graphopt.ir.dims import Bounds, Expr, parse_dim, symbols_of
-from graphopt.ir.program import Program, fresh_symbol, graphs_of
+from graphopt.ir.program import RANGES_KEY, Program, fresh_symbol, graphs_of
 
-RANGES_KEY = "pkg.torch.export.ExportedProgram.range_constraints"
 _RANGE = re.compile(r"(\w+): VR\[([^,\[\]]+), ([^,\[\]]+)\]")
 _NAMELESS = re.compile(r"\?*|-?\d+|None")
 _MANY = 20
@@ -137,8 +136,9 @@ def _rename_everywhere(model: ir.Model, renamed: Mapping[str, str]) -> None:
 
 
 def _read_ranges(program: Program) -> None:
-    """Take over the ranges that torch.export left in the model, where a symbol has that name."""
+    """Take over the ranges that torch.export left in the graph, or our backend in the model."""
     text = program.graph.metadata_props.get(RANGES_KEY, "")
+    text += program.model.metadata_props.get(RANGES_KEY, "")
     for name, lower, upper in _RANGE.findall(text):
         if name in program.bounds:
             low = int(lower) if lower.lstrip("-").isdigit() else 0
@@ -154,7 +154,7 @@ def _apply(program: Program, given: Mapping[str, Bounds], renamed: Mapping[str, 
             near = difflib.get_close_matches(name, list(program.bounds), n=1)
             known = ", ".join(list(program.bounds)[:_MANY]) or "none"
             raise OptionError(
-                "unknown-dimension",
+                "dimension-unknown",
                 f"the model has no dimension '{name}'",
                 hint=f"did you mean '{near[0]}'?" if near else f"its dimensions: {known}",
             )

@@ -13,9 +13,8 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt.errors import OptionError
-from graphopt.frontends.symbols import RANGES_KEY
 from graphopt.ir.dims import Bounds, parse_dim, symbols_of
-from graphopt.ir.program import fresh_symbol, graphs_of
+from graphopt.ir.program import RANGES_KEY, fresh_symbol, graphs_of
 
 AxisSpecs = Mapping[int, Any]
 _WORD = re.compile(r"[A-Za-z_]\w*")

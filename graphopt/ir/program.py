@@ -13,6 +13,8 @@ import onnx_ir as ir
 
 from graphopt.ir.dims import Bounds, Dim, ceildiv, mul, parse_dim, product, symbol
 
+# Ranges of symbols in a model file, in the form torch.export uses; read back by the loader.
+RANGES_KEY = "pkg.torch.export.ExportedProgram.range_constraints"
 FROM_PASS_KEY = "pkg.graphopt.pass"
 FROM_NODES_KEY = "pkg.graphopt.from"
 

@@ -87,7 +87,7 @@ def test_bounds_of_the_caller() -> None:
     }
     with pytest.raises(OptionError, match="'batsh'") as caught:
         load_onnx(model, bounds={"batsh": Bounds(1, 2)})
-    assert caught.value.code == "unknown-dimension"
+    assert caught.value.code == "dimension-unknown"
     assert caught.value.hint == "did you mean 'batch'?"
     for limits in (Bounds(3, 2), Bounds(-1, 2)):
         with pytest.raises(OptionError) as caught:

@@ -8,6 +8,7 @@ stay tame: what would grow goes through Tanh.
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -98,7 +99,7 @@ class _Builder:
         shapes: list[Shape],
         *,
         kind: int = FLOAT,
-        **attributes: object,
+        **attributes: Any,
     ) -> list[str]:
         """Append a node unless an output would be large; returns the names of its outputs."""
         if any(prod(shape) > _MOST_ELEMENTS for shape in shapes):
@@ -161,7 +162,8 @@ class _Builder:
 
     def reshape(self) -> None:
         name, shape = self.some()
-        left, sizes = prod(shape), []
+        left = prod(shape)
+        sizes: list[int] = []
         while left > 1 and len(sizes) < 3:
             divisors = [n for n in range(1, left + 1) if left % n == 0]
             sizes.append(divisors[self.number(0, len(divisors))])

@@ -83,26 +83,39 @@ def larger(left: Dim, right: Dim, bounds: Table) -> Dim:
     """Return ``max(left, right)``, simplified where the bounds decide."""
     if isinstance(left, int) and isinstance(right, int):
         return max(left, right)
-    if at_least(left, right, bounds) or _never_exceeds(right, left):
-        return left
-    if at_least(right, left, bounds) or _never_exceeds(left, right):
-        return right
-    return maximum(left, right)
+    return _extreme("max", left, right, bounds)
 
 
 def smaller(left: Dim, right: Dim, bounds: Table) -> Dim:
     """Return ``min(left, right)``, simplified where the bounds decide."""
     if isinstance(left, int) and isinstance(right, int):
         return min(left, right)
-    if at_least(right, left, bounds) or _never_exceeds(left, right):
-        return left
-    if at_least(left, right, bounds) or _never_exceeds(right, left):
-        return right
-    return minimum(left, right)
+    return _extreme("min", left, right, bounds)
 
 
-def _never_exceeds(left: Dim, right: Dim) -> bool:
-    return left in operands(right, "max") or right in operands(left, "min")
+def _extreme(function: str, left: Dim, right: Dim, bounds: Table) -> Dim:
+    """Return the max or min of two dimensions, without operands that never decide it."""
+    kept: list[Dim] = []
+    for dim in (*operands(left, function), *operands(right, function)):
+        if any(_decides(function, other, dim, bounds) for other in kept):
+            continue
+        kept = [other for other in kept if not _decides(function, dim, other, bounds)]
+        kept.append(dim)
+    combine = maximum if function == "max" else minimum
+    result = kept[0]
+    for dim in sorted(kept[1:], key=str):
+        result = combine(result, dim)
+    return result
+
+
+def _decides(function: str, winner: Dim, loser: Dim, bounds: Table) -> bool:
+    """Return whether ``loser`` never matters in a max or min that has ``winner``."""
+    if winner == loser:
+        return True
+    high, low = (winner, loser) if function == "max" else (loser, winner)
+    return (
+        at_least(high, low, bounds) or low in operands(high, "max") or high in operands(low, "min")
+    )
 
 
 def unify(left: Dim, right: Dim) -> Dim:
