@@ -32,8 +32,9 @@ REGISTRY: dict[str, str] = {
     "strip-metadata": "graphopt.passes.strip_metadata:StripMetadata",
 }
 
-# Shapes first, since most rules ask for them; folding frees nodes for the second round, and
-# batch normalizations come before biases, which they would otherwise hide.
+# Shapes first, since most rules ask for them. Normalizations come before biases, which they would
+# otherwise hide, and equal initializers are merged between the rounds: before them a shared weight
+# would keep its normalization, after them nodes that become equal would stay.
 _ROUND = (
     "fold-shape-arithmetic",
     "fold-constants",
@@ -51,10 +52,10 @@ DEFAULT_PIPELINE: tuple[str, ...] = (
     "fold-batch-norm",
     "fuse-bias",
     "fuse-pad",
+    "deduplicate-initializers",
     *_ROUND,
     "fold-batch-norm",
     "fuse-bias",
-    "deduplicate-initializers",
     "eliminate-dead-nodes",
     "infer-shapes",
     "strip-metadata",

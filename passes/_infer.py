@@ -1,6 +1,6 @@
 """Shape inference as passes use it: with an exact count of the values that it changed."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 
 import onnx_ir as ir
 
@@ -15,9 +15,10 @@ def infer_counted(model: ir.Model) -> tuple[ShapeReport, int]:
     Raises:
         InvalidModelError: the shapes at some node are impossible.
     """
-    before = {value: _form(value) for value in _values(model)}
+    # Inference gives values new types and shapes and leaves the old ones as they are.
+    before = {value: (value.type, value.shape) for value in _values(model)}
     report = infer_shapes(program_of(model))
-    changed = sum(before.get(value) != _form(value) for value in _values(model))
+    changed = sum(before.get(value) != (value.type, value.shape) for value in _values(model))
     return report, changed
 
 
@@ -27,11 +28,3 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
         yield from graph.initializers.values()
         for node in graph:
             yield from node.outputs
-
-
-def _form(value: ir.Value) -> Hashable:
-    shape = value.shape
-    dims = None
-    if shape is not None:
-        dims = tuple(d if isinstance(d, int) else d.value for d in shape.dims)
-    return value.type, dims

@@ -4,18 +4,18 @@ Works on a queue: a node is looked at once, and again when the last other reader
 gone. Every rewrite removes a node, so the work is linear.
 """
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
-from graphopt.ir.constants import array_of, axes_of
+from graphopt.ir.constants import axes_of
 from graphopt.ir.op_facts import views
 from graphopt.ir.program import bounds_in, dims_of, is_onnx
 from graphopt.ir.rewrite import nodes_of, sole_user
 from graphopt.passes._edit import Edit
+from graphopt.passes._exact import holds_all, neutral_operand, same_type_and_dims
 from graphopt.passes._reshape import reshape_target, target_tensor
 from graphopt.pipeline.base import Pass, PassResult
 
@@ -74,6 +74,8 @@ class _Run:
     def __init__(self, edit: Edit) -> None:
         self.edit = edit
         self.queue: deque[ir.Node] = deque()
+        # Readers that must go before a value can have only one: counting them takes time.
+        self.too_many: Counter[ir.Value] = Counter()
 
     def visit(self, node: ir.Node) -> None:
         source = node.inputs[0]
@@ -107,9 +109,18 @@ class _Run:
             self._look_again(value)
 
     def _look_again(self, value: ir.Value) -> None:
-        user = sole_user(value)
+        self.too_many[value] -= 1
+        user = self._sole_reader(value)
         if user is not None:
             self.queue.append(user)
+
+    def _sole_reader(self, value: ir.Value) -> ir.Node | None:
+        if self.too_many[value] > 0:
+            return None
+        user = sole_user(value)
+        if user is None:
+            self.too_many[value] = len(value.uses()) - 1
+        return user
 
     def _merge_transposes(self, first: ir.Node, second: ir.Node) -> None:
         orders = [_permutation(first), _permutation(second)]
@@ -119,7 +130,7 @@ class _Run:
         combined = [orders[0][axis] for axis in orders[1]]
         if combined == sorted(combined) and self.edit.can_redirect(second.outputs[0], source):
             self._bypass(second, source)
-        elif sole_user(first.outputs[0]) is None:
+        elif self._sole_reader(first.outputs[0]) is None:
             self.edit.skip("used-elsewhere", second)
         else:
             self._merge(first, second, [source], [ir.AttrInt64s("perm", combined)], "Transpose")
@@ -129,7 +140,7 @@ class _Run:
         before, after = (None if source is None else dims_of(source)), dims_of(result)
         if source is None or before is None or after is None:
             return
-        if sole_user(first.outputs[0]) is None:
+        if self._sole_reader(first.outputs[0]) is None:
             self.edit.skip("used-elsewhere", second)
             return
         target = reshape_target(before, after, bounds_in(self.edit.model))
@@ -157,9 +168,9 @@ class _Run:
         places = (1, 0) if is_onnx(node, "Add", "Mul") else (1,)
         for place in places:
             kept = node.inputs[1 - place]
-            if kept is None or not _same_type_and_dims(kept, node.outputs[0]):
+            if kept is None or not same_type_and_dims(kept, node.outputs[0]):
                 continue
-            verdict = _is_neutral(node.op_type, node.inputs[place])
+            verdict = neutral_operand(node.op_type, node.inputs[place])
             if verdict == "neutral":
                 self._bypass(node, kept)
                 return
@@ -178,7 +189,7 @@ def _copies_input(node: ir.Node, source: ir.Value) -> bool:
         order = _permutation(node)
         if order is not None and order == sorted(order):
             return True
-    return _same_type_and_dims(source, node.outputs[0])
+    return same_type_and_dims(source, node.outputs[0])
 
 
 def _undoes(node: ir.Node, before: ir.Node) -> bool:
@@ -189,31 +200,14 @@ def _undoes(node: ir.Node, before: ir.Node) -> bool:
     if is_onnx(node, "Cast") and is_onnx(before, "Cast"):
         middle = before.outputs[0].dtype
         wanted = ir.DataType(node.attributes["to"].as_int())
-        return source.dtype == wanted and middle is not None and _holds_all(middle, wanted)
+        return source.dtype == wanted and middle is not None and holds_all(middle, wanted)
     if is_onnx(node, "Squeeze") and is_onnx(before, "Unsqueeze"):
         axes = axes_of(node, 1)
         if axes is not None and axes == axes_of(before, 1):
             return True
     if (0, 0) not in views(node) or (0, 0) not in views(before):
         return False
-    return _same_type_and_dims(source, node.outputs[0])
-
-
-def _holds_all(wide: ir.DataType, narrow: ir.DataType) -> bool:
-    """Return whether ``wide`` represents every number of ``narrow``."""
-    if narrow in (ir.DataType.BFLOAT16, ir.DataType.FLOAT16):
-        return wide in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
-    if narrow is ir.DataType.FLOAT:
-        return wide is ir.DataType.DOUBLE
-    standard = ir.DataType.BFLOAT16, ir.DataType.STRING, ir.DataType.BOOL
-    if wide in standard or narrow in standard or narrow.bitwidth < 8 or wide.bitwidth < 8:
-        return False
-    return narrow.is_integer() and np.can_cast(narrow.numpy(), wide.numpy(), "safe")
-
-
-def _same_type_and_dims(left: ir.Value, right: ir.Value) -> bool:
-    dims = dims_of(left)
-    return dims is not None and dims == dims_of(right) and left.dtype == right.dtype
+    return same_type_and_dims(source, node.outputs[0])
 
 
 def _permutation(node: ir.Node) -> list[int] | None:
@@ -222,20 +216,3 @@ def _permutation(node: ir.Node) -> list[int] | None:
         return list(attribute.as_ints())
     dims = None if node.inputs[0] is None else dims_of(node.inputs[0])
     return None if dims is None else list(range(len(dims)))[::-1]
-
-
-def _is_neutral(op_type: str, operand: ir.Value | None) -> str:
-    """Return "neutral", or why the operand is not quite neutral, or "" when it is not at all."""
-    array = array_of(operand)
-    if array is None or not array.size or array.dtype.kind not in "fiu":
-        return ""
-    if op_type in ("Mul", "Div"):
-        return "neutral" if bool((array == array.dtype.type(1)).all()) else ""
-    if (array != array.dtype.type(0)).any():
-        return ""
-    if array.dtype.kind != "f":
-        return "neutral"
-    # x + (-0.0) and x - (+0.0) are x for every x; the other two change the sign of -0.0.
-    negative = np.signbit(array)
-    exact = negative.all() if op_type == "Add" else not negative.any()
-    return "neutral" if exact else "signed-zero"

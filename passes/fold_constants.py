@@ -112,7 +112,8 @@ class _Run:
         if any(v is not None and t is None for v, t in zip(node.inputs, tensors, strict=True)):
             return
         read = [tensor for tensor in tensors if tensor is not None]
-        reason, detail = self._refusal(node, read)
+        freed = _freed_bytes(node, self.options.small_bytes)
+        reason, detail = self._refusal(node, read, freed)
         if not reason:
             try:
                 results = _results(node, self._bytes(node) or 0)
@@ -121,14 +122,15 @@ class _Run:
         if reason:
             self.edit.skip(reason, node, detail)
             return
-        self.account.growth += sum(t.nbytes for t in results) - _freed_bytes(node)
+        made = sum(t.nbytes for t in results)
+        self.account.growth += (made if made > self.options.small_bytes else 0) - freed
         for value, tensor in zip(node.outputs, results, strict=True):
             if value.name:
                 self.edit.become_constant(value, tensor)
         self.edit.drop(node)
         self.edit.rewrites += 1
 
-    def _refusal(self, node: ir.Node, read: list[ir.TensorProtocol]) -> tuple[str, str]:
+    def _refusal(self, node: ir.Node, read: list[ir.TensorProtocol], freed: int) -> tuple[str, str]:
         """Return why ``node`` is left alone, and details; empty when it may be computed."""
         options = self.options
         if not is_evaluable(node) or any(t.dtype not in NUMBERS for t in read):
@@ -145,7 +147,7 @@ class _Run:
             return "widens-weights", f"{largest} to {count} bytes"
         if options.exact and is_rounded(node):
             return "rounds", node.op_type
-        growth = count - _freed_bytes(node)
+        growth = count - freed
         if count <= options.small_bytes or growth <= 0:
             return "", ""
         if growth > options.max_output_bytes:
@@ -169,12 +171,15 @@ def _result_type(node: ir.Node) -> ir.DataType | None:
     return node.outputs[0].dtype
 
 
-def _freed_bytes(node: ir.Node) -> int:
-    """Return the bytes of the constants that only ``node`` reads, which go when it goes."""
+def _freed_bytes(node: ir.Node, small_bytes: int) -> int:
+    """Return the bytes of the constants that only ``node`` reads, which go when it goes.
+
+    Small ones are not counted: they cost nothing when they are made either.
+    """
     freed = 0
     for value in dict.fromkeys(v for v in node.inputs if v is not None):
         tensor = constant_of(value)
-        if tensor is None or value.is_graph_output():
+        if tensor is None or tensor.nbytes <= small_bytes or value.is_graph_output():
             continue
         if all(use.node is node for use in value.uses()):
             freed += tensor.nbytes

@@ -119,6 +119,10 @@ def _reshape(edit: Edit, node: ir.Node, known: Known) -> tuple[int, list[int] | 
     before, after = (None if source is None else dims_of(source)), dims_of(node.outputs[0])
     if before is None or after is None or constant_of(node.inputs[1]) is not None:
         return None
+    # Dimensions that follow from the contents of the target, not those that the file declares: a
+    # file may declare what is only right for the size it was exported with.
+    if node.inputs[1] not in known:
+        return None
     return 1, reshape_target(before, after, bounds_in(edit.model))
 
 

@@ -57,13 +57,23 @@ class FusePad(Pass):
         for node in nodes_of(model):
             if not is_onnx(node, "Conv", "AveragePool", "MaxPool"):
                 continue
-            padded = node.inputs[0]
-            before = None if padded is None else padded.producer()
-            if before is not None and is_onnx(before, "Pad") and before.graph is node.graph:
-                reason = _fuse(edit, before, node)
+            # One after the other where several pad in a row.
+            pad = _pad_before(node)
+            while pad is not None:
+                reason = _fuse(edit, pad, node)
                 if reason:
                     edit.skip(reason, node)
+                    break
+                pad = _pad_before(node)
         return edit.result()
+
+
+def _pad_before(node: ir.Node) -> ir.Node | None:
+    """Return the ``Pad`` that makes what ``node`` reads, if it is in the same graph."""
+    before = None if node.inputs[0] is None else node.inputs[0].producer()
+    if before is None or not is_onnx(before, "Pad") or before.graph is not node.graph:
+        return None
+    return before
 
 
 def _fuse(edit: Edit, pad: ir.Node, node: ir.Node) -> str:

@@ -93,8 +93,6 @@ def _owners(model: ir.Model) -> Iterator[Any]:
         for value in graph.initializers.values():
             if not value.is_graph_input():
                 yield value
-            if value.const_value is not None:
-                yield value.const_value
         for node in graph:
             yield node
             yield from node.attributes.values()
@@ -106,10 +104,23 @@ def _is_exporters(key: str, text: str) -> bool:
 
 
 def _drop_text(owner: Any) -> int:
+    if isinstance(owner, ir.Value) and owner.const_value is not None:
+        return _drop_value_text(owner, owner.const_value)
     if not owner.doc_string:
         return 0
     owner.doc_string = None
     return 1
+
+
+def _drop_value_text(value: ir.Value, tensor: ir.TensorProtocol) -> int:
+    found = bool(value.doc_string) + bool(tensor.doc_string)
+    value.doc_string = None
+    if tensor.doc_string:
+        # A tensor that wraps a message cannot be written to; reading it is all that is needed.
+        value.const_value = ir.LazyTensor(
+            lambda: tensor, tensor.dtype, ir.Shape(tensor.shape.numpy()), name=value.name
+        )
+    return found
 
 
 def _shorten_source(node: ir.Node) -> int:

@@ -105,6 +105,8 @@ def _show(culprit: Culprit | None, *, as_json: bool) -> None:
         return
     print(f"pass {culprit.index} '{culprit.options}' is guilty, found in {culprit.runs} runs")
     print(f"  before: {culprit.before.text}\n  after:  {culprit.after.text}")
+    if culprit.nodes:
+        print(f"  the rewrite: {', '.join(culprit.nodes[:_MOST_LINES])}")
     for line in culprit.changed[:_MOST_LINES]:
         print(f"  {line}")
     if len(culprit.changed) > _MOST_LINES:

@@ -38,7 +38,7 @@ FOLLOWED = {
     "y = Pow (s, two)": "[n*n, 36, m*m]",
     "y = ReduceProd (s, zero)": "[6*m*n]",
     "y = ReduceSum (s, zero)": "[m + n + 6]",
-    "y = ReduceMax (s, zero)": "[max(m, max(6, n))]",
+    "y = ReduceMax (s, zero)": "[max(max(6, m), n)]",
     "y = Size (x)": "[6*m*n]",
     "y = Size (s)": "[3]",
     "y = Shape <start = 1> (x)": "[6, m]",

@@ -25,6 +25,7 @@ from graphopt.ir.dims import (
 Table = Mapping[str, Bounds]
 
 MAX_TERMS = 256
+MAX_OPERANDS = 16
 
 
 class UnequalError(Exception):
@@ -95,15 +96,19 @@ def smaller(left: Dim, right: Dim, bounds: Table) -> Dim:
 
 def _extreme(function: str, left: Dim, right: Dim, bounds: Table) -> Dim:
     """Return the max or min of two dimensions, without operands that never decide it."""
+    combine = maximum if function == "max" else minimum
+    candidates = (*operands(left, function), *operands(right, function))
+    if len(candidates) > MAX_OPERANDS:
+        return combine(left, right)
     kept: list[Dim] = []
-    for dim in (*operands(left, function), *operands(right, function)):
+    for dim in candidates:
         if any(_decides(function, other, dim, bounds) for other in kept):
             continue
         kept = [other for other in kept if not _decides(function, dim, other, bounds)]
         kept.append(dim)
-    combine = maximum if function == "max" else minimum
+    kept.sort(key=str)
     result = kept[0]
-    for dim in sorted(kept[1:], key=str):
+    for dim in kept[1:]:
         result = combine(result, dim)
     return result
 

@@ -82,7 +82,7 @@ def improve(board: Board, effort: Effort, *, enough: int = 0) -> Improved:
             break
         heapq.heappop(heap)
         next_peak = -heap[0][0] if heap else 0
-        _improve_part(board, part, effort, max(enough, next_peak))
+        _improve_part(board, part, effort, max(enough, next_peak - 1))
         peak = max(board.runs[part.start : part.end])
         if part.method:
             methods.append((peak, part.method))
