@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.errors import OptionError
+from graphopt.errors import OptionError, UnsupportedError
 from graphopt.fitting import FitReport, fit_program
 from graphopt.ir.dims import Bounds, Dim
-from graphopt.ir.program import Program
+from graphopt.ir.program import OLDEST_OPSET_OF_FACTS, Program
 from graphopt.ir.shapes import infer_shapes
 from graphopt.limits import MemoryLimit, check_limits, resolve_limits
 from graphopt.memory.plan import MemoryPlan, PassBytes
@@ -33,11 +33,11 @@ def compile_model(model: Any, example_inputs: Any, options: CompileOptions) -> C
     limits = resolve_limits(options.memory_limit, target)
     program = load_program(model, example_inputs, options)
     original = Original(model, program, example_inputs, options)
-    upper_bounds = infer_shapes(program).upper_bounds
+    upper_bounds = _upper_bounds(program)
     baseline = make_plan(program, target, options.bindings, upper_bounds=upper_bounds)
     with original:
         reports = _run_passes(program, target, options, upper_bounds, original)
-        upper_bounds = infer_shapes(program).upper_bounds
+        upper_bounds = _upper_bounds(program)
         plan = make_plan(
             program,
             target,
@@ -80,7 +80,7 @@ def plan_model(
     )
     resolved = resolve_target(target)
     program = load_program(model, example_inputs, options)
-    upper_bounds = infer_shapes(program).upper_bounds
+    upper_bounds = _upper_bounds(program)
     return make_plan(
         program, resolved, bindings, upper_bounds=upper_bounds, effort="exact", limits=limits
     )
@@ -102,7 +102,7 @@ def fit_model(
     resolved = resolve_target(target)
     limits = resolve_limits(memory_limit, resolved)
     program = load_program(model, example_inputs, options)
-    upper_bounds = infer_shapes(program).upper_bounds
+    upper_bounds = _upper_bounds(program)
     return fit_program(program, resolved, dimension, bindings or {}, limits, upper_bounds)
 
 
@@ -224,6 +224,15 @@ class Original:
         return self._reference.compare(program).max_rel_error
 
 
+def _upper_bounds(program: Program) -> Mapping[str, Dim]:
+    """Infer the shapes of ``program``; return what data-dependent sizes never exceed.
+
+    The rules of inference hold from opset 7 on: below it the shapes that the file states are all
+    that is known.
+    """
+    return infer_shapes(program).upper_bounds if program.opset >= OLDEST_OPSET_OF_FACTS else {}
+
+
 def _run_passes(
     program: Program,
     target: Target,
@@ -234,6 +243,12 @@ def _run_passes(
     from graphopt.passes import default_pipeline
 
     passes = build_passes(options.passes, options.skip_passes, default_pipeline(target))
+    if passes and program.opset < OLDEST_OPSET_OF_FACTS:
+        raise UnsupportedError(
+            "opset-too-old",
+            f"the model uses opset {program.opset}, passes need {OLDEST_OPSET_OF_FACTS} or newer",
+            hint="convert it first: onnx.version_converter.convert_version(model, 13)",
+        )
     instruments: list[Instrument] = [MeasureMemory(target, options.bindings, upper_bounds)]
     if options.verify_each:
         instruments.append(CompareEach(original.error_of))

@@ -42,11 +42,12 @@ from graphopt.ir.dims import Bounds
 from graphopt.ir.graph_checks import check_structure
 from graphopt.ir.program import Program, Source, graphs_of
 
-# onnxruntime 1.31 loads no newer versions, and graphopt verifies with it.
-NEWEST_OPSET = 26
-NEWEST_IR_VERSION = 13
-# Opset 7 changed broadcasting, and most operators with it; nothing older is exported any more.
-OLDEST_OPSET = 7
+# The newest versions of onnx 1.23. onnxruntime 1.31 runs opset 26 and IR version 13 at most: above
+# them a model is planned and rewritten, but verification says that it is impossible.
+NEWEST_OPSET = 28
+NEWEST_IR_VERSION = 14
+# Below opset 7 a model is read and written unchanged; passes need 7 (``compiler``).
+OLDEST_OPSET = 1
 OLDEST_IR_VERSION = 3
 
 _DAMAGED = "the file may be damaged: copy or download it again"
