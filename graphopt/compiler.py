@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from graphopt.errors import OptionError, UnsupportedError
 from graphopt.fitting import FitReport, fit_program
 from graphopt.ir.dims import Bounds, Dim
-from graphopt.ir.program import OLDEST_OPSET_OF_FACTS, Program
-from graphopt.ir.shapes import infer_shapes
+from graphopt.ir.program import IMPOSSIBLE_KEY, OLDEST_OPSET_OF_FACTS, Program
+from graphopt.ir.shapes import ShapeReport, infer_shapes
 from graphopt.limits import MemoryLimit, check_limits, resolve_limits
 from graphopt.memory.plan import MemoryPlan, PassBytes
 from graphopt.memory.planning import make_plan
@@ -33,13 +33,13 @@ def compile_model(model: Any, example_inputs: Any, options: CompileOptions) -> C
     limits = resolve_limits(options.memory_limit, target)
     program = load_program(model, example_inputs, options)
     original = Original(model, program, example_inputs, options)
-    upper_bounds = _upper_bounds(program)
-    baseline = make_plan(program, target, options.bindings, upper_bounds=upper_bounds)
+    planned, upper_bounds = plannable(program, options.bindings)
+    baseline = make_plan(planned, target, options.bindings, upper_bounds=upper_bounds)
     with original:
         reports = _run_passes(program, target, options, upper_bounds, original)
-        upper_bounds = _upper_bounds(program)
+        planned, upper_bounds = plannable(program, options.bindings)
         plan = make_plan(
-            program,
+            planned,
             target,
             options.bindings,
             upper_bounds=upper_bounds,
@@ -80,9 +80,9 @@ def plan_model(
     )
     resolved = resolve_target(target)
     program = load_program(model, example_inputs, options)
-    upper_bounds = _upper_bounds(program)
+    planned, upper_bounds = plannable(program, bindings)
     return make_plan(
-        program, resolved, bindings, upper_bounds=upper_bounds, effort="exact", limits=limits
+        planned, resolved, bindings, upper_bounds=upper_bounds, effort="exact", limits=limits
     )
 
 
@@ -230,7 +230,35 @@ def _upper_bounds(program: Program) -> Mapping[str, Dim]:
     The rules of inference hold from opset 7 on: below it the shapes that the file states are all
     that is known.
     """
-    return infer_shapes(program).upper_bounds if program.opset >= OLDEST_OPSET_OF_FACTS else {}
+    return _infer(program).upper_bounds
+
+
+def _infer(program: Program) -> ShapeReport:
+    if program.opset < OLDEST_OPSET_OF_FACTS:
+        return ShapeReport()
+    report = infer_shapes(program)
+    for graph, reason in report.impossible.items():
+        graph.meta[IMPOSSIBLE_KEY] = reason
+    return report
+
+
+def plannable(
+    program: Program, bindings: Mapping[str, int] | None
+) -> tuple[Program, Mapping[str, Dim]]:
+    """Return the program to plan, with what its data-dependent sizes never exceed.
+
+    That is ``program`` itself, unless a shape is unknown only because a size is open which
+    ``bindings`` fix (a branch that depends on a length): then it is a copy at these sizes.
+    """
+    report = _infer(program)
+    if not report.unresolved or not bindings:
+        return program, report.upper_bounds
+    bounds = {
+        name: Bounds(bindings[name], bindings[name]) if name in bindings else limits
+        for name, limits in program.bounds.items()
+    }
+    copy = Program(program.model.clone(), bounds, program.source, program.states, program.notes)
+    return copy, _infer(copy).upper_bounds
 
 
 def _run_passes(

@@ -2,12 +2,14 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from graphopt.errors import OptionError
 from graphopt.units import parse_bytes
+
+_MOST_UNKNOWN = 5
 
 
 def parse_dims(texts: Sequence[str]) -> dict[str, int]:
@@ -92,6 +94,15 @@ def text_style() -> dict[str, Any]:
     if sys.stdout.isatty():
         width = max(60, min(160, os.get_terminal_size(sys.stdout.fileno()).columns))
     return {"width": width, "unicode": encoding.startswith("utf")}
+
+
+def unknown_shapes(unresolved: Mapping[str, str]) -> list[str]:
+    """Return a few lines about values whose shape is unknown; --json has them all."""
+    lines = [f"unknown shape: {n}: {reason}" for n, reason in unresolved.items()]
+    if len(lines) > _MOST_UNKNOWN:
+        more = len(lines) - _MOST_UNKNOWN
+        lines = [*lines[:_MOST_UNKNOWN], f"... and {more} more values of unknown shape (--json)"]
+    return lines
 
 
 def write_text(path: Path, text: str, inputs: Sequence[Path] = ()) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from graphopt.cli.common import Loaded, parse_dims
+from graphopt.cli.common import Loaded, parse_dims, unknown_shapes
 from graphopt.cli.outcome import print_json
 from graphopt.compiler import load_program
 from graphopt.errors import InvariantError, OptionError, UnsupportedError, VerificationError
@@ -32,7 +32,7 @@ def run_check(
     report = infer_shapes(program)
     done: dict[str, Any] = {"model": model, "structure": "valid"}
     lines = [f"{model}: structure valid, {len(program.graph)} nodes, opset {program.opset}"]
-    lines += [f"  unknown shape: {n}: {reason}" for n, reason in report.unresolved.items()]
+    lines += [f"  {line}" for line in unknown_shapes(report.unresolved)]
     done["unknown_shapes"] = report.unresolved
     if Path(model).suffix != ".onnx":
         lines.append("  the ONNX checker reads files only: not run")
@@ -50,7 +50,7 @@ def run_check(
             f"largest error {comparison.max_rel_error:.3g} of the scale; accepted {rtol:g}"
         )
     if plan_file is not None:
-        plan = _verify_plan(program, plan_file, report.upper_bounds)
+        plan = _verify_plan(program, plan_file)
         done["plan"] = {"file": str(plan_file), "arena_bytes": plan.arena_bytes}
         lines.append(
             f"  {plan_file}: plan proven: {len(plan.steps)} steps inside {plan.arena_bytes} bytes"
@@ -120,13 +120,14 @@ def _execute_plan(program: Program, plan: MemoryPlan, seed: int) -> tuple[dict[s
     )
 
 
-def _verify_plan(program: Program, path: Path, upper_bounds: Any) -> MemoryPlan:
+def _verify_plan(program: Program, path: Path) -> MemoryPlan:
     """Verify a plan file against the model, with the target and sizes that it states.
 
     Raises:
         OptionError: the file is no plan, or a plan of another model.
         VerificationError: the plan is wrong.
     """
+    from graphopt.compiler import plannable
     from graphopt.memory.planning import verify_for_program
     from graphopt.targets.schema import Target
 
@@ -136,7 +137,8 @@ def _verify_plan(program: Program, path: Path, upper_bounds: Any) -> MemoryPlan:
         raise OptionError("plan-unreadable", f"cannot read '{path}': {error}") from error
     plan = MemoryPlan.from_json(text)
     try:
-        verify_for_program(plan, program, Target.model_validate(plan.target), upper_bounds)
+        planned, upper_bounds = plannable(program, plan.model.bindings)
+        verify_for_program(plan, planned, Target.model_validate(plan.target), upper_bounds)
     except InvariantError as error:
         raise VerificationError(
             "plan-rejected",

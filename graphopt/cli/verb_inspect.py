@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from graphopt.cli.common import Loaded, parse_dims
+from graphopt.cli.common import Loaded, parse_dims, unknown_shapes
 from graphopt.cli.outcome import print_json
 from graphopt.compiler import load_program
 from graphopt.ir.program import Program, dims_of, graphs_of
@@ -52,8 +52,8 @@ def run_inspect(model: str, *, layers: bool, trust: bool, as_json: bool) -> None
         print(f"  {count:>7}  {op}")
     for note in program.notes:
         print(f"  note: {note}")
-    for name, reason in report.unresolved.items():
-        print(f"  unknown shape: {name}: {reason}")
+    for line in unknown_shapes(report.unresolved):
+        print(f"  {line}")
     if layers:
         print("\n".join(program_lines(program)))
 

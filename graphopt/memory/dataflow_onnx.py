@@ -24,7 +24,14 @@ import onnx_ir as ir
 
 from graphopt.ir.op_facts import may_overwrite, views
 from graphopt.ir.part_facts import Part, cuts, joins
-from graphopt.ir.program import Program, bodies_of, graphs_of, is_onnx, outer_reads
+from graphopt.ir.program import (
+    IMPOSSIBLE_KEY,
+    Program,
+    bodies_of,
+    graphs_of,
+    is_onnx,
+    outer_reads,
+)
 from graphopt.memory.dataflow import Dataflow, DataValue, NotPlanned, Role, Step
 from graphopt.memory.sizes import Sizes, UnknownSizeError
 
@@ -175,7 +182,15 @@ class _Builder:
             yield self.index[written], self.index[read], offset
 
     def _scratch(self, node: ir.Node) -> tuple[int, str]:
-        bodies = bodies_of(node)
+        bodies = []
+        for body in bodies_of(node):
+            reason = body.meta.get(IMPOSSIBLE_KEY)
+            if reason is None:
+                bodies.append(body)
+            else:
+                self.sizes.assumptions.append(
+                    f"a branch of '{node.name}' cannot run at these sizes and is left out: {reason}"
+                )
         if not bodies:
             return 0, ""
         arenas = [self._body_arena(node, body) for body in bodies]
