@@ -230,6 +230,9 @@ def _make_session(path: str, extra: tuple[str, ...], level: str, threads: int) -
     options = onnxruntime.SessionOptions()
     options.log_severity_level = fatal
     options.intra_op_num_threads = threads
+    if level == "disabled":
+        # A reference run needs no second, packed copy of every weight: external ones stay mapped.
+        options.add_session_config_entry("session.disable_prepacking", "1")
     options.inter_op_num_threads = 1
     options.graph_optimization_level = {
         "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,

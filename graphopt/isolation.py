@@ -202,6 +202,7 @@ class Worker:
         *,
         optimize: bool,
         extra_outputs: Iterable[str] = (),
+        data_files: Iterable[Path] = (),
     ) -> dict[str, Array]:
         """Run one model once and return its outputs by name; the session is kept for the next call.
 
@@ -214,6 +215,7 @@ class Worker:
             "feeds": [dict(feed)],
             "optimization": "all" if optimize else "disabled",
             "extra_outputs": list(extra_outputs),
+            "data_files": list(data_files),
         }
         outputs: dict[str, Array] = self.call("run", arguments)["outputs"][0][0]
         return outputs

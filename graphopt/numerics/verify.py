@@ -63,14 +63,14 @@ class Reference:
         self._tolerance = tolerance
         self._sizes: list[dict[str, int]] = []
         try:
-            self._path = self._original_path(program)
+            self._path, self._data = self._original_files(program)
             if example_inputs is None:
                 self._inputs = "seeded"
                 self._feeds, self._expected = self._seeded(program, bindings, tolerance, seed)
             else:
                 self._inputs = "user"
                 self._feeds = user_feeds(program, example_inputs)
-                self._expected = [self._run(self._path, feed) for feed in self._feeds]
+                self._expected = [self._run(self._path, feed, self._data) for feed in self._feeds]
             self._reference_text = _IN_ONNXRUNTIME
             if truth is not None:
                 self._check_truth(truth)
@@ -98,12 +98,11 @@ class Reference:
 
     def compare(self, program: Program) -> Comparison:
         """Return how far ``program`` is from the original."""
-        path = Path(self._folder.name) / "candidate.onnx"
-        emit_onnx(program, path)
+        path, *data = emit_onnx(program, Path(self._folder.name) / "candidate.onnx")
         merged: dict[str, OutputError] = {}
         for feed, expected in zip(self._feeds, self._expected, strict=True):
             names = {value.name for value in program.graph.inputs}
-            found = self._run(path, {n: a for n, a in feed.items() if n in names})
+            found = self._run(path, {n: a for n, a in feed.items() if n in names}, data)
             for output in compare_outputs(expected, found, self._tolerance):
                 merged.setdefault(output.name, OutputError(output.name)).merge(output)
         for stale in Path(self._folder.name).glob("candidate*"):
@@ -135,12 +134,12 @@ class Reference:
             )
         return comparison
 
-    def _original_path(self, program: Program) -> Path:
-        if program.source.kind == "onnx" and program.source.path is not None:
-            return program.source.path
-        path = Path(self._folder.name) / "original.onnx"
-        emit_onnx(program, path)
-        return path
+    def _original_files(self, program: Program) -> tuple[Path, tuple[Path, ...]]:
+        source = program.source
+        if source.kind == "onnx" and source.path is not None:
+            return source.path, source.external_files
+        path, *data = emit_onnx(program, Path(self._folder.name) / "original.onnx")
+        return path, tuple(data)
 
     def _seeded(
         self, program: Program, bindings: Mapping[str, int], tolerance: Tolerance, seed: int
@@ -155,7 +154,7 @@ class Reference:
             try:
                 for sample in range(tolerance.samples):
                     feed = make_feed(program, sizes, seed + sample)
-                    expected.append(self._run(self._path, feed))
+                    expected.append(self._run(self._path, feed, self._data))
                     feeds.append(feed)
                     self._sizes.append(dict(sizes))
             except UnsupportedError as error:
@@ -172,8 +171,8 @@ class Reference:
             hint="give example inputs or sizes (--dim NAME=SIZE), or accept it with --no-verify",
         )
 
-    def _run(self, path: Path, feed: Feed) -> Outputs:
-        return self._worker.run_model(path, feed, optimize=False)
+    def _run(self, path: Path, feed: Feed, data_files: Sequence[Path] = ()) -> Outputs:
+        return self._worker.run_model(path, feed, optimize=False, data_files=data_files)
 
 
 def user_feeds(program: Program, example_inputs: Any) -> list[Feed]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import onnx
 
+from graphopt.compiler import plannable
+from graphopt.errors import InvariantError
 from graphopt.frontends.onnx_loader import load_onnx
 from graphopt.ir.program import Program
 from graphopt.ir.shapes import infer_shapes
@@ -23,13 +25,11 @@ def planned(
     """The program of a file, a message or ONNX text, and its plan."""
     source = onnx.parser.parse_model(model) if isinstance(model, str) else model
     program = load_onnx(source)
-    bounds = infer_shapes(program).upper_bounds
-    return program, make_plan(program, resolve_target(target), bindings, upper_bounds=bounds)
+    sized, bounds = plannable(program, bindings)
+    return program, make_plan(sized, resolve_target(target), bindings, upper_bounds=bounds)
 
 
 def accepted_by_verifier(program: Program, plan: MemoryPlan, target: str | Target = "cpu") -> bool:
-    from graphopt.errors import InvariantError
-
     bounds = infer_shapes(program).upper_bounds
     try:
         verify_for_program(plan, program, resolve_target(target), bounds)

@@ -73,6 +73,9 @@ def improve(board: Board, effort: Effort, *, enough: int = 0) -> Improved:
     """
     cuts = cut_positions(board.costs, board.order)
     parts = [_Part(start, end) for start, end in zip(cuts, cuts[1:], strict=False)]
+    for part in parts:
+        if part.end - part.start == 1:
+            part.bound, part.is_finished = board.runs[part.start], True
     heap = [(-max(board.runs[p.start : p.end]), p.start, p) for p in parts]
     heapq.heapify(heap)
     methods: list[tuple[int, str]] = []
@@ -95,10 +98,6 @@ def improve(board: Board, effort: Effort, *, enough: int = 0) -> Improved:
 def _improve_part(board: Board, part: _Part, effort: Effort, enough: int) -> None:
     """Lower the peak of ``part`` to ``enough`` or as far as it goes."""
     start, end = part.start, part.end
-    peak = max(board.runs[start:end])
-    if end - start == 1:
-        part.bound, part.is_finished = peak, True
-        return
     region = board.region(start, end)
     is_large = end - start > _LARGE_REGION
     graph = unit_graph(region, _UNIT_STEPS_LARGE if is_large else _UNIT_STEPS_SMALL)
