@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 from graphopt.errors import OptionError, UnsupportedError
 from graphopt.fitting import FitReport, fit_program
 from graphopt.ir.dims import Bounds, Dim
-from graphopt.ir.program import IMPOSSIBLE_KEY, OLDEST_OPSET_OF_FACTS, Program
+from graphopt.ir.program import (
+    IMPOSSIBLE_KEY,
+    OLDEST_OPSET_OF_FACTS,
+    UPPER_BOUNDS_KEY,
+    Program,
+)
 from graphopt.ir.shapes import ShapeReport, infer_shapes
 from graphopt.limits import MemoryLimit, check_limits, resolve_limits
 from graphopt.memory.plan import MemoryPlan, PassBytes
@@ -239,6 +244,7 @@ def _infer(program: Program) -> ShapeReport:
     report = infer_shapes(program)
     for graph, reason in report.impossible.items():
         graph.meta[IMPOSSIBLE_KEY] = reason
+    program.model.meta[UPPER_BOUNDS_KEY] = report.upper_bounds
     return report
 
 
@@ -270,7 +276,8 @@ def _run_passes(
 ) -> list[PassReport]:
     from graphopt.passes import default_pipeline
 
-    passes = build_passes(options.passes, options.skip_passes, default_pipeline(target))
+    default = default_pipeline(target, options.bindings)
+    passes = build_passes(options.passes, options.skip_passes, default)
     if passes and program.opset < OLDEST_OPSET_OF_FACTS:
         raise UnsupportedError(
             "opset-too-old",

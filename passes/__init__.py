@@ -5,6 +5,7 @@ are shared by passes.
 """
 
 import importlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ REGISTRY: dict[str, str] = {
     "infer-shapes": "graphopt.passes.infer_shapes:InferShapes",
     "lift-constants": "graphopt.passes.lift_constants:LiftConstants",
     "merge-slices": "graphopt.passes.merge_slices:MergeSlices",
+    "reorder-for-peak": "graphopt.passes.reorder_for_peak:ReorderForPeak",
     "sort-nodes": "graphopt.passes.sort_nodes:SortNodes",
     "strip-metadata": "graphopt.passes.strip_metadata:StripMetadata",
 }
@@ -62,9 +64,24 @@ DEFAULT_PIPELINE: tuple[str, ...] = (
 )
 
 
-def default_pipeline(target: "Target") -> tuple[str, ...]:
-    """Return the option strings of the passes that prepare any model for ``target``."""
-    return DEFAULT_PIPELINE
+def default_pipeline(
+    target: "Target", bindings: Mapping[str, int] | None = None
+) -> tuple[str, ...]:
+    """Return the option strings of the passes that prepare any model for ``target``.
+
+    Args:
+        target: Its runtime decides what the order of nodes is judged by.
+        bindings: Sizes of named dimensions at which orders are compared.
+    """
+    pool = target.pool_for("activation")
+    options = [
+        f"alignment={pool.alignment}",
+        f"in_place={str(target.runtime.in_place).lower()}",
+        f"io_in_arena={str(target.runtime.io_in_arena).lower()}",
+    ]
+    if bindings:
+        options.append(f"sizes=[{';'.join(f'{n}={s}' for n, s in sorted(bindings.items()))}]")
+    return (*DEFAULT_PIPELINE, f"reorder-for-peak{{{','.join(options)}}}")
 
 
 def load_pass(name: str) -> "type[Pass]":

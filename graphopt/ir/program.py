@@ -16,6 +16,8 @@ from graphopt.ir.dims import Bounds, Dim, ceildiv, mul, parse_dim, product, symb
 # Opset 7 changed broadcasting, and most operators with it: shape rules and operator facts hold from
 # there on.
 OLDEST_OPSET_OF_FACTS = 7
+# In the meta of a model: expressions that data-dependent symbols never exceed, by symbol.
+UPPER_BOUNDS_KEY = "graphopt.upper_bounds"
 # In the meta of a sub-graph that cannot run at the sizes of the program: the reason.
 IMPOSSIBLE_KEY = "graphopt.impossible"
 # Ranges of symbols in a model file, in the form torch.export uses; read back by the loader.

@@ -27,7 +27,7 @@ from graphopt.memory.ordering.wholes import joined, relaxed
 from graphopt.memory.planning import Rules, aliasings, segment_of
 
 SearchEffort = Literal["greedy", "exact"]
-NODE_LIMITS: dict[str, int] = {"greedy": 500, "exact": 50_000}
+NODE_LIMITS: dict[str, int] = {"greedy": 500, "exact": 200_000}
 """Nodes that the exact search may visit, by effort."""
 
 

@@ -9,6 +9,7 @@ import onnx
 from graphopt.compiler import plannable
 from graphopt.errors import InvariantError
 from graphopt.frontends.onnx_loader import load_onnx
+from graphopt.ir.dims import Bounds
 from graphopt.ir.program import Program
 from graphopt.ir.shapes import infer_shapes
 from graphopt.memory.plan import MemoryPlan, PlannedBuffer
@@ -21,12 +22,13 @@ def planned(
     model: str | Path | onnx.ModelProto,
     bindings: Mapping[str, int] | None = None,
     target: str | Target = "cpu",
+    bounds: Mapping[str, Bounds] | None = None,
 ) -> tuple[Program, MemoryPlan]:
     """The program of a file, a message or ONNX text, and its plan."""
     source = onnx.parser.parse_model(model) if isinstance(model, str) else model
-    program = load_onnx(source)
-    sized, bounds = plannable(program, bindings)
-    return program, make_plan(sized, resolve_target(target), bindings, upper_bounds=bounds)
+    program = load_onnx(source, bounds=bounds)
+    sized, most = plannable(program, bindings)
+    return program, make_plan(sized, resolve_target(target), bindings, upper_bounds=most)
 
 
 def accepted_by_verifier(program: Program, plan: MemoryPlan, target: str | Target = "cpu") -> bool:

@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 
 from graphopt.cli.entry import run as command_line
 from graphopt.errors import UnsupportedError, VerificationError
+from graphopt.ir.dims import Bounds
 from graphopt.ir.program import Program
 from graphopt.isolation import Worker
 from graphopt.memory.plan import Alias, MemoryPlan
@@ -129,7 +130,7 @@ def test_a_plan_for_large_sizes_serves_small_ones(worker: Worker) -> None:
             y = Sub(e, f)
         }
         """,
-        {"batch": 6},
+        bounds={"batch": Bounds(0, 6)},
     )
     full = run_in_arena(program, plan, worker=worker)
     assert full.comparison.sizes == [{"batch": 6}]
@@ -141,6 +142,7 @@ def test_a_plan_for_large_sizes_serves_small_ones(worker: Worker) -> None:
         run_in_arena(program, plan, large, worker=worker)
     assert caught.value.details == {"rule": "size", "step": 0, "value": "x"}
     assert "'x' takes 224 bytes, buffer 'x' has 192" in caught.value.message
+    assert "batch=6" in str(caught.value)
 
 
 IF = """
@@ -336,6 +338,13 @@ def corrupted(plan: MemoryPlan) -> dict[str, tuple[MemoryPlan, str]]:
         "in a pool that is not there": (with_buffer(plan, at["a"], pool="attic"), "places"),
         "a value of another model": (
             with_buffer(plan, at["a"], values=(*a.values, Alias(value="q", relation="", of="q"))),
+            "places",
+        ),
+        "no pools": (plan.model_copy(update={"pools": ()}), "places"),
+        "no alignment": (
+            plan.model_copy(
+                update={"pools": tuple(p.model_copy(update={"alignment": 0}) for p in plan.pools)}
+            ),
             "places",
         ),
         "a step is missing": (plan.model_copy(update={"steps": plan.steps[:-1]}), "places"),

@@ -17,7 +17,7 @@ from graphopt.memory.ordering.regions import Region, cut_positions
 from graphopt.memory.ordering.search import Effort, beam_order, find_order
 
 # Masks are as wide as a region has units: beyond this their arithmetic is no longer cheap.
-_MOST_MASKED_UNITS = 1500
+_MOST_MASKED_UNITS = 4000
 # A unit is simulated again with every step that joins it, so long ones are for small regions.
 _UNIT_STEPS_SMALL, _UNIT_STEPS_LARGE = 256, 24
 _LARGE_REGION = 4000

@@ -1,0 +1,130 @@
+"""Nodes that have integer kernels get their values quantized, from what calibration found out."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from graphopt.errors import OptionError, UnsupportedError
+from graphopt.ir.program import opset_of
+from graphopt.passes._edit import Edit
+from graphopt.pipeline.base import Pass, PassResult
+from graphopt.quantization.description import Description, Plan, description_of
+from graphopt.quantization.emission import emit
+from graphopt.quantization.placement import place
+from graphopt.quantization.ranges import LIMITS, Scheme
+from graphopt.quantization.rules import DEFAULT_OPERATORS
+from graphopt.quantization.weights import WeightScheme
+
+LEAST_OPSET = 13
+
+
+@dataclass(frozen=True)
+class InsertQdq(Pass):
+    """Quantize activations with ``QuantizeLinear`` and ``DequantizeLinear``, weights in storage.
+
+    Fires when:
+        1. ``Conv``, ``Gemm`` or ``MatMul`` multiplies by constant weights: they are stored as int8,
+           a bias as int32, and the input and the result get a Q/DQ pair.
+        2. An operator with an integer kernel, or one that only moves elements, stands between
+           integer nodes. What moves shares one scale.
+        3. A ``Relu``, or a ``Clip`` around zero, follows an integer node: saturation replaces it.
+
+    Leaves alone:
+        1. ``kept-float``: ``keep_float`` names the node.
+        2. ``weight-not-constant``: computed weights or bias, or of another type.
+        3. ``type-not-float32``: only 32-bit floats are quantized.
+        4. ``form-without-kernel``: attributes or ranks that no integer kernel takes.
+        5. ``not-observed``: calibration gave no range for a value.
+        6. ``float-neighbours``: nothing around the node is integer, so conversions would cost more.
+        7. ``no-integer-reader``: only float nodes or graph outputs use the result.
+        8. ``already-quantized``: it reads a ``DequantizeLinear``.
+
+    Preserves:
+        Names, types and shapes of graph inputs and outputs, which stay float. Numbers change by the
+        rounding of the scheme.
+
+    Options:
+        activation: uint8 or int8.
+        symmetric: Zero points of activations are 0.
+        per_channel: Weights have a scale for each output channel.
+        reduce_range: Leave room for kernels that add two products in 16 bits.
+        quantize_results: Also quantize results that no integer node reads.
+        integer_bias: Store biases as int32.
+        operators: Operators with integer kernels; empty for all known.
+        keep_float: Names of nodes to leave alone.
+        ranges: Ranges as ``value=low:high``; empty for those that calibration left in the model.
+
+    Example:
+        ``y = Conv (x, w)`` becomes Q and DQ around ``x``, ``w_dequantized = DequantizeLinear
+        (w_quantized, w_scale, w_zero_point)``, the ``Conv``, and Q and DQ that give ``y``.
+    """
+
+    name: ClassVar[str] = "insert-qdq"
+    runs_after: ClassVar[tuple[str, ...]] = ("fold-batch-norm", "fuse-bias", "fuse-pad")
+    preserves_bits: ClassVar[bool] = False
+
+    activation: str = "uint8"
+    symmetric: bool = False
+    per_channel: bool = True
+    reduce_range: bool = False
+    quantize_results: bool = True
+    integer_bias: bool = True
+    operators: tuple[str, ...] = ()
+    keep_float: tuple[str, ...] = ()
+    ranges: tuple[str, ...] = ()
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Quantize ``model``."""
+        if opset_of(model) < LEAST_OPSET:
+            raise UnsupportedError(
+                "quantization-opset",
+                f"the model uses opset {opset_of(model)}; scales per channel need {LEAST_OPSET}",
+                hint=f"run raise-opset{{opset={LEAST_OPSET}}} before",
+            )
+        edit = Edit(self, model)
+        description = self._description(model)
+        plan = self._plan()
+        placement = place(model, description, plan, frozenset(self.keep_float))
+        for node, (reason, detail) in placement.reasons.items():
+            edit.skip(reason, node, detail)
+        if any(rule.kind == "linear" for rule in placement.integer.values()):
+            emit(edit, placement, description, plan)
+        return edit.result()
+
+    def _plan(self) -> Plan:
+        if self.activation not in LIMITS:
+            raise OptionError(
+                "quantization-type",
+                f"activation is {self.activation!r}, expected one of {', '.join(LIMITS)}",
+            )
+        return Plan(
+            activation=Scheme(self.activation, self.symmetric),
+            weight=WeightScheme(self.per_channel, self.reduce_range),
+            operators=frozenset(self.operators or DEFAULT_OPERATORS),
+            quantize_results=self.quantize_results,
+            integer_bias=self.integer_bias,
+        )
+
+    def _description(self, model: ir.Model) -> Description:
+        if not self.ranges:
+            found = description_of(model)
+            if found is None:
+                raise OptionError(
+                    "calibration-missing",
+                    "insert-qdq needs the ranges of activations, and nothing was calibrated",
+                    hint="compile with precision='int8' and calibration_data, or give ranges",
+                )
+            return found
+        return Description(dict(_range_from(text) for text in self.ranges))
+
+
+def _range_from(text: str) -> tuple[str, tuple[float, float]]:
+    name, _, numbers = text.rpartition("=")
+    low, _, high = numbers.partition(":")
+    try:
+        return name, (float(low), float(high))
+    except ValueError:
+        raise OptionError(
+            "quantization-range", f"not a range: {text!r}", hint="write value=low:high"
+        ) from None
