@@ -222,7 +222,9 @@ def _session(path: str, arguments: Mapping[str, Any]) -> Any:
     return _SESSIONS[key]
 
 
-def _make_session(path: str, extra: tuple[str, ...], level: str, threads: int) -> Any:
+def _make_session(
+    path: str, extra: tuple[str, ...], level: str, threads: int, optimized: Path | None = None
+) -> Any:
     import onnxruntime
 
     fatal = 4
@@ -241,6 +243,8 @@ def _make_session(path: str, extra: tuple[str, ...], level: str, threads: int) -
         "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
     }[level]
     model: str | bytes = path
+    if optimized is not None:
+        options.optimized_model_filepath = os.fspath(optimized)
     if extra:
         model = _with_outputs(path, extra)
         options.add_session_config_entry(
@@ -307,6 +311,55 @@ def _array_of(value: Any) -> Any:
     return np.frombuffer(data, dtype).reshape(value.shape())
 
 
+def observe(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Run a model on samples and reduce every named value to a histogram, here, one at a time."""
+    from graphopt.quantization.histogram import Histogram, histogram_of
+
+    feeds = read_arrays(folder / FEEDS_FILE, arguments["feeds"])
+    axes = arguments["channel_axes"]
+    session = _session(arguments["model"], arguments)
+    found: dict[str, Histogram] = {}
+    for feed in feeds:
+        try:
+            values = {**feed, **_run_once(session, feed)}
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise RefusedError("runtime-failed", _runtime_text(error)) from error
+        for name in arguments["names"]:
+            seen = histogram_of(values.pop(name), axes.get(name))
+            found.setdefault(name, Histogram()).merge(seen)
+    return {name: histogram.to_dict() for name, histogram in found.items()}
+
+
+def kernels(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the nodes of a model as onnxruntime runs it, its optimizations done."""
+    import onnx
+
+    path = folder / "optimized.onnx"
+    try:
+        _make_session(arguments["model"], (), "all", 1, optimized=path)
+        model = onnx.load(path, load_external_data=False)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise RefusedError("runtime-refused", _runtime_text(error)) from error
+    finally:
+        for file in folder.glob("optimized.onnx*"):
+            file.unlink()
+    nodes = [
+        {
+            "name": node.name,
+            "op": node.op_type,
+            "domain": node.domain,
+            "inputs": list(node.input),
+            "outputs": list(node.output),
+        }
+        for node in model.graph.node
+    ]
+    return {"nodes": nodes}
+
+
 def run_arena(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     """Run a model inside the memory of its plan, node by node."""
     from graphopt import arena_tasks
@@ -323,7 +376,9 @@ def _runtime_text(error: Exception) -> str:
 TASKS: dict[str, Task] = {
     "check": check,
     "infer-shapes": infer_shapes,
+    "kernels": kernels,
     "load": load,
+    "observe": observe,
     "run": run,
     "run-arena": run_arena,
 }

@@ -154,6 +154,10 @@ class Worker:
         run             ``models``: one or more paths; ``feeds``: list of    ``outputs``: per model
                         dictionaries of arrays; ``optimization``;            and sample a dictionary
                         ``extra_outputs``: names of values                   of arrays
+        observe         ``model``, ``feeds``; ``names``: values to reduce;   a histogram per name,
+                        ``extra_outputs``: those among them that are no      as plain data
+                        inputs; ``channel_axes``: name to axis
+        kernels         ``model``                                            ``nodes`` as they run
         ==============  ===================================================  ======================
 
         ``optimization`` is "all" (the default), "extended", "basic" or "disabled"; ``threads`` of

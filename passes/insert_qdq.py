@@ -80,7 +80,7 @@ class InsertQdq(Pass):
             raise UnsupportedError(
                 "quantization-opset",
                 f"the model uses opset {opset_of(model)}; scales per channel need {LEAST_OPSET}",
-                hint=f"run raise-opset{{opset={LEAST_OPSET}}} before",
+                hint="run raise-opset before; what it leaves alone says why it could not",
             )
         edit = Edit(self, model)
         description = self._description(model)

@@ -18,13 +18,20 @@ LAYERS = (
     ("targets",),
     ("ir",),
     ("memory",),
-    ("safe_files", "isolation", "isolated_child"),
-    ("arena_memory", "arena_kernels", "arena_tasks"),
+    (
+        "safe_files",
+        "isolation",
+        "isolated_child",
+        "arena_memory",
+        "arena_kernels",
+        "arena_in_place",
+        "arena_tasks",
+    ),
     ("pipeline",),
     ("passes", "backends", "frontends", "report"),
     ("numerics",),
     ("limits", "options", "explain", "fitting", "result", "error_codes", "compiler", "api"),
-    ("cli",),
+    ("cli", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # (importer, imported): arrows that would point up, and why they may.
@@ -32,7 +39,14 @@ EXCEPTIONS = {
     ("pipeline", "passes"): "an option string names a pass; only the registry is imported, lazily",
 }
 MAY_IMPORT_TORCH = ("frontends/torch_capture.py", "frontends/torch_eager.py", "frontends/pt2.py")
-MAY_IMPORT_ONNX = ("frontends/", "numerics/", "backends/", "isolated_child.py", "api.py")
+MAY_IMPORT_ONNX = (
+    "frontends/",
+    "numerics/",
+    "backends/",
+    "isolated_child.py",
+    "arena_kernels.py",
+    "arena_tasks.py",
+)
 
 
 def sources() -> Iterator[tuple[str, Path]]:

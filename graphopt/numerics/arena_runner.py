@@ -40,8 +40,8 @@ from graphopt.memory.plan import MemoryPlan, PlannedBuffer, Segment
 from graphopt.numerics.compare import Comparison, OutputError, Tolerance, compare_outputs
 from graphopt.numerics.feeds import Feed, make_feed, size_choices
 
-# Single nodes run in the kernels of the ordinary run: what differs is packing of constant weights
-# and, in half precision, conversions that a whole graph saves.
+# The ordinary run has the same kernels, weights that are not packed, and one thread: outputs are
+# equal to the bit. In half precision it leaves out roundings between two nodes.
 TIGHT = Tolerance(rtol=1e-5, atol=1e-7, samples=1)
 _MAX_TRIES = 12
 _HINT = "a plan belongs to the model it was made from; plan it again"
@@ -90,8 +90,8 @@ def run_in_arena(
     Args:
         program: The model that the plan was made for, with the types of its values.
         plan: The plan; nothing in it is trusted.
-        feeds: Samples; they may be smaller than the sizes of the plan. None: seeded samples of
-            those sizes.
+        feeds: Samples, of the sizes that were bound; a dimension planned at its upper bound may
+            be smaller. None: seeded samples of the sizes of the plan.
         seed: Seed of the samples, and of the noise that fills scratch.
         tolerance: What the outputs may differ; ``samples`` counts seeded samples.
         worker: A child process to use; None: one for this call.
@@ -121,7 +121,7 @@ def run_in_arena(
         memory = default_memory_bytes(files) + 4 * planned
         arguments = {"model": files[0], "sheet": sheet, "feeds": samples.feeds}
         answer = child.call("run-arena", arguments, memory_bytes=memory)
-        _raise_failure(answer)
+        _raise_failure(answer, _hint(plan, feeds))
         comparison = samples.compare(answer["outputs"])
     names = [(row[0], row[1]) for row in _segments(plan)]
     arena = names.index((plan.arena_pool.name, "arena"))
@@ -178,6 +178,11 @@ def _planned_bytes(sheet: dict[str, Any]) -> int:
 def _sheet(program: Program, plan: MemoryPlan, seed: int) -> dict[str, Any]:
     """Return the plan, and what each of its steps reads and writes in the model, as plain data."""
     segments = _segments(plan)
+    for pool, kind, size, alignment in segments:
+        if size < 0 or alignment < 1:
+            _misplaced(f"{kind} of pool '{pool}' has {size} bytes, aligned at {alignment}")
+    if not segments:
+        _misplaced("the plan has no pool")
     index = {(pool, kind): at for at, (pool, kind, _, _) in enumerate(segments)}
     known = _value_names(program)
     placed: set[str] = set()
@@ -258,13 +263,20 @@ def _steps(program: Program, plan: MemoryPlan) -> Iterator[tuple[int, str, list[
             _misplaced(f"the plan does not run node '{name}'")
 
 
-def _raise_failure(answer: dict[str, Any]) -> None:
+def _hint(plan: MemoryPlan, feeds: Sequence[Feed] | None) -> str:
+    if feeds is None or not plan.model.bindings:
+        return _HINT
+    sizes = ", ".join(f"{name}={size}" for name, size in plan.model.bindings.items())
+    return f"{_HINT}, and to its sizes: this one is for {sizes}"
+
+
+def _raise_failure(answer: dict[str, Any], hint: str) -> None:
     fault = answer.get("fault")
     if fault is not None:
         raise VerificationError(
             "plan-run-failed",
             f"executing the plan failed: {fault['text']}",
-            hint=_HINT,
+            hint=hint,
             node=fault["value"] or None,
             details={key: fault[key] for key in ("rule", "step", "value")},
         )

@@ -21,11 +21,14 @@ class Tolerance:
         rtol: Part of the largest magnitude of the reference output that the error may reach.
         atol: Absolute error that is always accepted.
         samples: Number of seeded samples, when the user gives none.
+        sqnr_db: Accepted signal to quantization noise of a quantized result, in decibels, which is
+            then compared by this in place of rtol and atol; None for the default of quantization.
     """
 
     rtol: float = 1e-4
     atol: float = 1e-6
     samples: int = 2
+    sqnr_db: float | None = None
 
     def for_dtype(self, dtype: npt.DTypeLike) -> tuple[float, float]:
         """Return (rtol, atol) for outputs of ``dtype``: never finer than its own rounding.
@@ -47,6 +50,7 @@ class OutputError:
     max_rel_error: float = 0.0
     accepted: bool = True
     reason: str = ""
+    sqnr_db: float | None = None
 
     def merge(self, other: "OutputError") -> None:
         """Take over what is worse in ``other``."""
@@ -86,6 +90,12 @@ class Comparison:
         """Largest error relative to the scale of its output."""
         return max((o.max_rel_error for o in self.outputs), default=0.0)
 
+    def _accepted(self) -> dict[str, float]:
+        """Return what was accepted, in the measure that was used."""
+        if self.tolerance.sqnr_db is not None:
+            return {"sqnr_db": self.tolerance.sqnr_db}
+        return {"rtol": self.tolerance.rtol, "atol": self.tolerance.atol}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as plain data, for JSON and the report."""
         return {
@@ -96,7 +106,7 @@ class Comparison:
             "reference": self.reference,
             "max_abs_error": max((o.max_abs_error for o in self.outputs), default=0.0),
             "max_rel_error": self.max_rel_error,
-            "tolerance": {"rtol": self.tolerance.rtol, "atol": self.tolerance.atol},
+            "tolerance": self._accepted(),
             "passed": self.passed,
             "outputs": [dict(vars(output)) for output in self.outputs],
         }

@@ -217,6 +217,12 @@ class Quantization(_Part):
         reduce_range: Whether weights must use 7 of their 8 bits, for kernels that add pairs of
             products in 16 bits and would saturate.
         full_integer: Whether every operator, graph inputs and outputs included, must be integer.
+        operators: Operator types with integer kernels that pay; empty for all that the rule table
+            knows (``graphopt.quantization.rules``).
+        quantize_results: Whether what an integer operator makes is quantized at once, as runtimes
+            want that fuse quantization around each node. False: only what an integer operator
+            reads, for compilers that fuse what follows an operator into it.
+        integer_bias: Whether biases are 32-bit integers in the file; False: they stay float.
     """
 
     activation: Literal["uint8", "int8", "uint16", "int16"]
@@ -226,6 +232,9 @@ class Quantization(_Part):
     symmetric_weight: bool
     reduce_range: bool = False
     full_integer: bool = False
+    operators: Names = ()
+    quantize_results: bool = True
+    integer_bias: bool = True
 
 
 class Sparsity(_Part):

@@ -47,6 +47,16 @@ class UnitGraph:
         """Return the steps of the units in ``order``."""
         return [step for unit in order for step in self.units[unit].steps]
 
+    def runs_of(self, order: Sequence[int]) -> list[int]:
+        """Return the most bytes alive while each unit of ``order`` runs; all units."""
+        runs = self.region.runs_of(self.steps_of(order))
+        highest, start = [], 0
+        for unit in order:
+            end = start + len(self.units[unit].steps)
+            highest.append(max(runs[start:end]))
+            start = end
+        return highest
+
 
 def unit_graph(region: Region, most_steps: int, *, contract: bool = True) -> UnitGraph:
     """Return the units of ``region``, joined where that loses nothing.

@@ -10,8 +10,10 @@ import heapq
 from dataclasses import dataclass, field
 
 from graphopt.memory.ordering.board import Board
+from graphopt.memory.ordering.bounds import lower_bound
 from graphopt.memory.ordering.contract import UnitGraph, unit_graph
-from graphopt.memory.ordering.heuristics import HEURISTICS
+from graphopt.memory.ordering.heuristics import HEURISTICS, as_given
+from graphopt.memory.ordering.hills import hills_and_valleys
 from graphopt.memory.ordering.masks import MaskGraph
 from graphopt.memory.ordering.regions import Region, cut_positions
 from graphopt.memory.ordering.search import Effort, beam_order, find_order
@@ -21,8 +23,10 @@ _MOST_MASKED_UNITS = 4000
 # A unit is simulated again with every step that joins it, so long ones are for small regions.
 _UNIT_STEPS_SMALL, _UNIT_STEPS_LARGE = 256, 24
 _LARGE_REGION = 4000
+_MANY_UNITS = 60
 _BEAM_WIDTH = 24
 _MOST_BEAM_UNITS = 400
+_LEAST_SHARE = 8
 _WINDOW_STEPS = 64
 _MOST_WINDOW_STEPS = 1024
 
@@ -81,6 +85,7 @@ def improve(board: Board, effort: Effort, *, enough: int = 0) -> Improved:
     methods: list[tuple[int, str]] = []
     while heap:
         top, _, part = heap[0]
+        enough = max(enough, max(part.bound for part in parts))
         if part.is_finished or -top <= enough:
             break
         heapq.heappop(heap)
@@ -102,12 +107,14 @@ def _improve_part(board: Board, part: _Part, effort: Effort, enough: int) -> Non
     is_large = end - start > _LARGE_REGION
     graph = unit_graph(region, _UNIT_STEPS_LARGE if is_large else _UNIT_STEPS_SMALL)
     attempt = _Attempt(board, part, region, graph, effort, enough)
-    if len(graph.units) <= _MOST_MASKED_UNITS:
-        attempt.use_masks()
+    attempt.take_bound()
     attempt.try_rules()
+    if len(graph.units) > _MANY_UNITS:
+        attempt.search_windows()
     attempt.search()
-    attempt.search_windows()
-    attempt.finish()
+    part.bound = min(part.bound, attempt.peak)
+    # What is low enough for now comes back when it is the highest part again.
+    part.is_finished = attempt.peak <= part.bound or attempt.peak > enough
 
 
 class _Attempt:
@@ -128,7 +135,6 @@ class _Attempt:
         self.graph = graph
         self.effort = effort
         self.enough = enough
-        self.masks: MaskGraph | None = None
 
     @property
     def peak(self) -> int:
@@ -140,11 +146,10 @@ class _Attempt:
         """Whether the part is low enough, or as low as it gets."""
         return self.peak <= max(self.enough, self.part.bound)
 
-    def use_masks(self) -> None:
-        """Prepare the exact search and take its static lower bound."""
-        self.masks = MaskGraph(self.graph)
-        order = list(range(len(self.graph.units)))
-        bound = self.masks.lower_bound(order, self.masks.runs_of(order))
+    def take_bound(self) -> None:
+        """Take the static lower bound."""
+        order = as_given(self.graph)
+        bound = lower_bound(self.graph, order, self.graph.runs_of(order))
         self.part.bound = max(self.part.bound, bound)
 
     def take(self, units: list[int], method: str) -> bool:
@@ -162,44 +167,44 @@ class _Attempt:
             if self.is_done:
                 return
             self.take(rule(self.graph), name)
+        if not self.is_done:
+            tree = hills_and_valleys(self.graph)
+            self.take(tree.order, "hills and valleys")
+            if tree.is_optimal:
+                self.part.bound = self.peak
 
     def search(self) -> None:
         """Search downwards until the peak is proven, low enough, or the effort is spent."""
-        if self.masks is None or self.is_done:
+        if self.is_done or self.effort.is_spent or len(self.graph.units) > _MOST_MASKED_UNITS:
             return
+        masks = MaskGraph(self.graph)
         share = max(1, self.effort.nodes_left // 4)
         while not self.is_done and not self.effort.is_spent:
-            answer = find_order(self.masks, self.peak - 1, self.effort, share)
+            answer = find_order(masks, self.peak - 1, self.effort, share)
             if answer.needed_bytes is not None:
                 self.part.bound = self.peak
             elif answer.order is None or not self.take(answer.order, "exact search"):
                 break
         if not self.is_done and len(self.graph.units) <= _MOST_BEAM_UNITS:
             self.effort.spend(len(self.graph.units) * _BEAM_WIDTH // 8)
-            self.take(beam_order(self.masks, _BEAM_WIDTH), "beam search")
-        self._bisect(share)
+            self.take(beam_order(masks, _BEAM_WIDTH), "beam search")
+        self._close_gap(masks, share)
 
-    def _bisect(self, share: int) -> None:
-        """Close the gap between bound and peak from the inside, where searches end sooner."""
-        assert self.masks is not None
+    def _close_gap(self, masks: MaskGraph, share: int) -> None:
+        """Search between bound and peak, where failures come sooner and successes gain more."""
         low = self.part.bound
-        while not self.is_done and not self.effort.is_spent:
-            high = self.peak - 1
+        while not self.is_done and not self.effort.is_spent and share >= _LEAST_SHARE:
             low = max(low, self.part.bound)
-            if low >= high:
+            middle = (low + self.peak - 1) // 2
+            if middle <= low:
                 break
-            middle = (low + high) // 2
-            answer = find_order(self.masks, middle, self.effort, share)
+            answer = find_order(masks, middle, self.effort, share)
             if answer.needed_bytes is not None:
                 self.part.bound = min(answer.needed_bytes, self.peak)
-            elif answer.order is not None:
-                self.take(answer.order, "exact search")
-            else:
-                # Undecided here: harder above it, so the rest of the gap is worth one try only.
+            elif answer.order is None or not self.take(answer.order, "exact search"):
+                # Undecided: it is no easier above, so what is left of the gap gets less.
                 share //= 2
-                low = middle + 1
-            if share < 8:
-                break
+                low = middle
 
     def search_windows(self) -> None:
         """Search in stretches around the highest step, wider and wider while they do not help."""
@@ -227,9 +232,3 @@ class _Attempt:
         self.board.replace(low, region, masks.graph.steps_of(answer.order))
         self.part.method = "search in windows"
         return True
-
-    def finish(self) -> None:
-        """Decide whether to come back to this part."""
-        peak = self.peak
-        self.part.bound = min(self.part.bound, peak)
-        self.part.is_finished = peak <= self.part.bound or peak > self.enough

@@ -1,0 +1,195 @@
+"""Quantized operators in integer arithmetic: what onnxruntime computes, bit by bit.
+
+Products of 8-bit integers are summed in double precision, which is exact below 2**53, because torch
+has no integer convolution on every device. Scales are applied in the type they have, values rounded
+half to even and cut to the range of the type.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphopt.backends.torch_ops.convolution import conv
+from graphopt.backends.torch_ops.dtypes import (
+    BYTE_TYPES,
+    NUMBERS,
+    RANGES,
+    is_float8,
+    torch_type,
+)
+from graphopt.backends.torch_ops.elementwise import to_float8
+from graphopt.backends.torch_ops.registry import op
+from graphopt.backends.torch_ops.small import Number, shape_numbers
+from graphopt.errors import UnsupportedError
+
+
+def _spread(parameter: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
+    """Return a scale or zero point so that it broadcasts with ``x``."""
+    if parameter.dim() == 0 or (parameter.dim() == 1 and parameter.shape[0] == 1):
+        return parameter.reshape([])
+    axis = axis + x.dim() if axis < 0 else axis
+    if parameter.dim() == 1 and not block:
+        return parameter.reshape([*[1] * axis, -1, *[1] * (x.dim() - axis - 1)])
+    return _blocked(parameter, x, axis, block)
+
+
+def _blocked(parameter: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
+    size: Number = x.shape[axis]
+    length = block or -(-size // parameter.shape[axis])
+    return parameter.repeat_interleave(length, axis).narrow(axis, 0, size)
+
+
+def quantize(x: Tensor, scale: Tensor, zero: Tensor | None, number: int) -> Tensor:
+    """Return ``x / scale`` rounded half to even, plus the zero point, cut to the type."""
+    low, high = RANGES[number]
+    scaled = torch.round(x / scale)
+    if zero is not None:
+        scaled = scaled + zero.to(torch.int32).to(scaled.dtype)
+    return torch.clamp(scaled, low, high).to(torch.int32).to(torch_type(number))
+
+
+@op("QuantizeLinear")
+def _quantize_linear(x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1,
+                     block_size: int = 0, output_dtype: int = 0, precision: int = 0,
+                     saturate: int = 1, zero_number: int = 0) -> Tensor:
+    number = output_dtype or zero_number or (2 if zero is None else NUMBERS[zero.dtype])
+    if number not in RANGES and not (number in (17, 18, 19, 20)):
+        raise UnsupportedError("torch-operator-form", f"QuantizeLinear to data type {number}")
+    factor = _spread(scale, x, axis, block_size)
+    wide = x.to(torch_type(precision)) if precision else x.to(torch.float32)
+    factor = factor.to(wide.dtype)
+    if is_float8(torch_type(number)):
+        return to_float8(wide / factor, torch_type(number), bool(saturate))
+    shift = None if zero is None else _spread(zero, x, axis, block_size)
+    return quantize(wide, factor, shift, number)
+
+
+@op("DequantizeLinear")
+def _dequantize_linear(x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1,
+                       block_size: int = 0, output_dtype: int = 0) -> Tensor:
+    factor = _spread(scale, x, axis, block_size)
+    kind = torch_type(output_dtype) if output_dtype else scale.dtype
+    if is_float8(x.dtype):
+        return (x.to(torch.float32) * factor.to(torch.float32)).to(kind)
+    values = x.to(torch.int32)
+    if zero is not None:
+        values = values - _spread(zero, x, axis, block_size).to(torch.int32)
+    return (values.to(torch.float32) * factor.to(torch.float32)).to(kind)
+
+
+@op("DynamicQuantizeLinear", several=True)
+def _dynamic_quantize_linear(x: Tensor, *, count: int) -> tuple[Tensor, ...]:
+    low = torch.clamp(torch.amin(x), max=0.0)
+    high = torch.clamp(torch.amax(x), min=0.0)
+    scale = (high - low) / 255.0
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    zero = torch.clamp(torch.round(-low / scale), 0, 255)
+    result = torch.clamp(torch.round(x / scale) + zero, 0, 255)
+    return (result.to(torch.uint8), scale, zero.to(torch.uint8))[:count]
+
+
+def _centred(x: Tensor, zero: Tensor | None, shape: list[int] | None = None) -> Tensor:
+    """Return ``x`` less its zero point as exact doubles."""
+    values = x.to(torch.float64)
+    if zero is None:
+        return values
+    shift = zero.to(torch.float64)
+    return values - (shift if shape is None or shift.dim() == 0 else shift.reshape(shape))
+
+
+def _requantized(total: Tensor, factor: Tensor, zero: Tensor) -> Tensor:
+    number = NUMBERS[zero.dtype]
+    low, high = RANGES[number]
+    scaled = torch.round(total.to(torch.float32) * factor) + zero.to(torch.float32)
+    return torch.clamp(scaled, low, high).to(torch.int32).to(zero.dtype)
+
+
+@op("QLinearMatMul")
+def _qlinear_matmul(a: Tensor, a_scale: Tensor, a_zero: Tensor, b: Tensor, b_scale: Tensor,
+                    b_zero: Tensor, y_scale: Tensor, y_zero: Tensor) -> Tensor:
+    left = _centred(a, a_zero, _row_shape(a_zero))
+    right = _centred(b, b_zero)
+    factor = (
+        _rows(a_scale).to(torch.float32) * b_scale.to(torch.float32) / y_scale.to(torch.float32)
+    )
+    return _requantized(torch.matmul(left, right), factor, y_zero)
+
+
+def _row_shape(zero: Tensor | None) -> list[int] | None:
+    return [-1, 1] if zero is not None and zero.dim() == 1 else None
+
+
+def _rows(scale: Tensor) -> Tensor:
+    return scale.reshape([-1, 1]) if scale.dim() == 1 else scale
+
+
+@op("MatMulInteger")
+def _matmul_integer(a: Tensor, b: Tensor, a_zero: Tensor | None = None,
+                    b_zero: Tensor | None = None) -> Tensor:
+    left = _centred(a, a_zero, _row_shape(a_zero))
+    return torch.matmul(left, _centred(b, b_zero)).to(torch.int64).to(torch.int32)
+
+
+def _channels(zero: Tensor | None, rank: int) -> list[int] | None:
+    return None if zero is None or zero.dim() == 0 else [-1, *[1] * (rank - 1)]
+
+
+@op("ConvInteger")
+def _conv_integer(x: Tensor, w: Tensor, x_zero: Tensor | None = None,
+                  w_zero: Tensor | None = None, **attributes: Any) -> Tensor:
+    weight = _centred(w, w_zero, _channels(w_zero, w.dim()))
+    return conv(_centred(x, x_zero), weight, **attributes).to(torch.int64).to(torch.int32)
+
+
+@op("QLinearConv")
+def _qlinear_conv(x: Tensor, x_scale: Tensor, x_zero: Tensor, w: Tensor, w_scale: Tensor,
+                  w_zero: Tensor, y_scale: Tensor, y_zero: Tensor, bias: Tensor | None = None,
+                  **attributes: Any) -> Tensor:
+    weight = _centred(w, w_zero, _channels(w_zero, w.dim()))
+    shift = None if bias is None else bias.to(torch.float64)
+    total = conv(_centred(x, x_zero), weight, shift, **attributes)
+    factor = x_scale * w_scale / y_scale
+    if factor.dim() == 1:
+        factor = factor.reshape([-1, *[1] * (x.dim() - 2)])
+    return _requantized(total, factor, y_zero)
+
+
+@op("QLinearAdd", domain="com.microsoft")
+def _qlinear_add(a: Tensor, a_scale: Tensor, a_zero: Tensor, b: Tensor, b_scale: Tensor,
+                 b_zero: Tensor, y_scale: Tensor, y_zero: Tensor) -> Tensor:
+    left, right = _dequantize_linear(a, a_scale, a_zero), _dequantize_linear(b, b_scale, b_zero)
+    return quantize(left + right, y_scale, y_zero, NUMBERS[y_zero.dtype])
+
+
+@op("QLinearMul", domain="com.microsoft")
+def _qlinear_mul(a: Tensor, a_scale: Tensor, a_zero: Tensor, b: Tensor, b_scale: Tensor,
+                 b_zero: Tensor, y_scale: Tensor, y_zero: Tensor) -> Tensor:
+    left, right = _dequantize_linear(a, a_scale, a_zero), _dequantize_linear(b, b_scale, b_zero)
+    return quantize(left * right, y_scale, y_zero, NUMBERS[y_zero.dtype])
+
+
+@op("MatMulNBits", domain="com.microsoft")
+def _matmul_nbits(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor | None = None, *,
+                  K: int, N: int, bits: int = 4, block_size: int,  # noqa: N803 - ONNX's names
+                  accuracy_level: int = 0) -> Tensor:
+    if bits not in (4, 8):
+        raise UnsupportedError("torch-operator-form", f"MatMulNBits of {bits} bits")
+    values = _unpacked(packed, bits).reshape([N, -1, block_size])
+    blocks = -(-K // block_size)
+    if zeros is None:
+        shift = torch.full([1, 1, 1], float(2 ** (bits - 1)), dtype=x.dtype)
+    elif zeros.dtype is torch.uint8:
+        shift = _unpacked(zeros.reshape([N, -1]), bits)[:, :blocks].unsqueeze(-1).to(x.dtype)
+    else:
+        shift = zeros.reshape([N, blocks, 1])
+    weight = (values.to(x.dtype) - shift) * scales.reshape([N, blocks, 1])
+    return torch.matmul(x, weight.reshape([N, -1])[:, :K].transpose(0, 1))
+
+
+def _unpacked(packed: Tensor, bits: int) -> Tensor:
+    """Return the integers of a packed tensor, the low half of a byte first, along its last axis."""
+    if bits == 8:
+        return packed
+    pairs = torch.stack([packed & 15, packed >> 4], -1)
+    return pairs.reshape([*shape_numbers(packed)[:-1], -1])

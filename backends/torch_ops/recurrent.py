@@ -1,0 +1,266 @@
+"""LSTM, GRU and RNN: torch's own kernels where they compute the same, else a loop over time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphopt.backends.torch_ops.registry import op
+from graphopt.backends.torch_ops.small import Number
+from graphopt.errors import UnsupportedError
+
+Cell = Callable[..., tuple[Tensor, ...]]
+# torch orders the gates of an LSTM as i, f, c, o and of a GRU as r, z, h; ONNX i, o, f, c and
+# z, r, h.
+_LSTM_ORDER = (0, 2, 3, 1)
+_GRU_ORDER = (1, 0, 2)
+
+_ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
+    "affine": lambda x, a, b: a * x + b,
+    "elu": lambda x, a, b: torch.nn.functional.elu(x, a),
+    "hardsigmoid": lambda x, a, b: torch.clamp(a * x + b, 0, 1),
+    "leakyrelu": lambda x, a, b: torch.nn.functional.leaky_relu(x, a),
+    "relu": lambda x, a, b: torch.relu(x),
+    "scaledtanh": lambda x, a, b: a * torch.tanh(b * x),
+    "sigmoid": lambda x, a, b: torch.sigmoid(x),
+    "softplus": lambda x, a, b: torch.logaddexp(x, torch.zeros_like(x)),
+    "softsign": lambda x, a, b: x / (1 + torch.abs(x)),
+    "tanh": lambda x, a, b: torch.tanh(x),
+    "thresholdedrelu": lambda x, a, b: torch.where(x > a, x, torch.zeros_like(x)),
+}
+_ALPHAS = {"leakyrelu": 0.01, "thresholdedrelu": 1.0, "elu": 1.0, "hardsigmoid": 0.2}
+_BETAS = {"hardsigmoid": 0.5}
+
+
+def _activations(names: list[str], alphas: list[float] | None, betas: list[float] | None) -> (
+    list[Callable[[Tensor], Tensor]]
+):
+    """Return the functions; parameters are given in order to those that take one."""
+    result: list[Callable[[Tensor], Tensor]] = []
+    left_alphas, left_betas = list(alphas or []), list(betas or [])
+    for name in (n.lower() for n in names):
+        if name not in _ACTIVATIONS:
+            raise UnsupportedError("torch-operator-form", f"activation '{name}'")
+        takes_alpha = name in _ALPHAS or name in ("affine", "scaledtanh")
+        takes_beta = name in ("affine", "scaledtanh", "hardsigmoid")
+        a = left_alphas.pop(0) if takes_alpha and left_alphas else _ALPHAS.get(name, 1.0)
+        b = left_betas.pop(0) if takes_beta and left_betas else _BETAS.get(name, 0.0)
+        function = _ACTIVATIONS[name]
+        result.append(lambda x, f=function, a=a, b=b: f(x, a, b))
+    return result
+
+
+def _reordered(weight: Tensor, order: tuple[int, ...]) -> Tensor:
+    parts = weight.chunk(len(order), 0)
+    return torch.cat([parts[i] for i in order], 0)
+
+
+def _torch_parameters(w: Tensor, r: Tensor, b: Tensor | None, order: tuple[int, ...]) -> (
+    list[Tensor]
+):
+    """Return the parameters torch's kernels take, direction by direction."""
+    result = []
+    for d in range(int(w.shape[0])):
+        result += [_reordered(w[d], order), _reordered(r[d], order)]
+        if b is not None:
+            result += [_reordered(half, order) for half in b[d].chunk(2, 0)]
+    return result
+
+
+def _state(given: Tensor | None, x: Tensor, directions: int, hidden: int) -> Tensor:
+    if given is not None:
+        return given
+    return torch.zeros([directions, x.shape[1], hidden], dtype=x.dtype)
+
+
+def _sequence(y: Tensor, directions: int, hidden: int) -> Tensor:
+    """Return (time, direction, batch, hidden) from torch's (time, batch, direction * hidden)."""
+    parts = y.reshape([y.shape[0], y.shape[1], directions, hidden])
+    return parts.permute(0, 2, 1, 3)
+
+
+def _finish(y: Tensor, states: list[Tensor], layout: int, count: int) -> tuple[Tensor, ...]:
+    if layout:
+        y = y.permute(2, 0, 1, 3)
+        states = [s.transpose(0, 1) for s in states]
+    return (y, *states)[:count]
+
+
+def _enter(x: Tensor, layout: int, *states: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
+    if not layout:
+        return x, list(states)
+    return x.transpose(0, 1), [None if s is None else s.transpose(0, 1) for s in states]
+
+
+def _reversed(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Return ``x`` with time reversed, each sequence within its own length."""
+    if lengths is None:
+        return x.flip(0)
+    time = torch.arange(x.shape[0]).unsqueeze(1)
+    limit = lengths.to(torch.int64).unsqueeze(0)
+    places = torch.where(time < limit, limit - 1 - time, time)
+    return x.gather(0, places.unsqueeze(-1).expand(x.shape))
+
+
+def _loop(x: Tensor, states: list[Tensor], lengths: Tensor | None, cell: Cell) -> (
+    tuple[Tensor, list[Tensor]]
+):
+    """Run a cell over time; the number of steps is that of the sample."""
+    outputs = []
+    for t in range(int(x.shape[0])):
+        fresh = cell(x[t], *states)
+        if lengths is not None:
+            alive = (lengths > t).unsqueeze(1)
+            fresh = tuple(
+                torch.where(alive, new, old) for new, old in zip(fresh, states, strict=True)
+            )
+            outputs.append(torch.where(alive, fresh[0], torch.zeros_like(fresh[0])))
+        else:
+            outputs.append(fresh[0])
+        states = list(fresh)
+    return torch.stack(outputs), states
+
+
+def _directions(x: Tensor, states: list[Tensor], lengths: Tensor | None, direction: str,
+                cells: Callable[[int], Cell]) -> tuple[Tensor, list[Tensor]]:
+    count = int(states[0].shape[0])
+    ys, finals = [], []
+    for d in range(count):
+        backward = direction == "reverse" or d == 1
+        source = _reversed(x, lengths) if backward else x
+        y, final = _loop(source, [s[d] for s in states], lengths, cells(d))
+        ys.append(_reversed(y, lengths) if backward else y)
+        finals.append(final)
+    merged = [torch.stack([f[i] for f in finals]) for i in range(len(states))]
+    return torch.stack(ys, 1), merged
+
+
+def _clipped(x: Tensor, clip: float | None) -> Tensor:
+    return x if clip is None else torch.clamp(x, -clip, clip)
+
+
+def _biases(b: Tensor | None, d: int) -> tuple[Number, Number]:
+    if b is None:
+        return 0.0, 0.0
+    first, second = b[d].chunk(2, 0)
+    return first, second
+
+
+def _is_default(names: list[str] | None, default: list[str]) -> bool:
+    return names is None or [n.lower() for n in names] == default * (len(names) // len(default))
+
+
+@op("LSTM", several=True)
+def _lstm(x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, lengths: Tensor | None = None,
+          h0: Tensor | None = None, c0: Tensor | None = None, p: Tensor | None = None, *,
+          activations: list[str] | None = None, activation_alpha: list[float] | None = None,
+          activation_beta: list[float] | None = None, clip: float | None = None,
+          direction: str = "forward", hidden_size: int, input_forget: int = 0, layout: int = 0,
+          output_sequence: int = 0, count: int) -> tuple[Tensor, ...]:
+    count_d = 2 if direction == "bidirectional" else 1
+    x, (h0, c0) = _enter(x, layout, h0, c0)
+    h, c = _state(h0, x, count_d, hidden_size), _state(c0, x, count_d, hidden_size)
+    plain = _is_default(activations, ["sigmoid", "tanh", "tanh"])
+    if plain and lengths is None and p is None and clip is None and not input_forget:
+        source = x.flip(0) if direction == "reverse" else x
+        y, h, c = torch.lstm(source, (h, c), _torch_parameters(w, r, b, _LSTM_ORDER),
+                             b is not None, 1, 0.0, False, count_d == 2, False)
+        y = _sequence(y, count_d, hidden_size)
+        y = y.flip(0) if direction == "reverse" else y
+        return _finish(y, [h, c], layout, count)
+    names = activations or ["sigmoid", "tanh", "tanh"] * count_d
+    functions = _activations(names, activation_alpha, activation_beta)
+
+    def cells(d: int) -> Cell:
+        f, g, last = functions[3 * d : 3 * d + 3]
+        bias = sum(_biases(b, d))
+        peep = [0.0] * 3 if p is None else p[d].chunk(3, 0)
+
+        def cell(step: Tensor, hidden: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+            gates = step @ w[d].t() + hidden @ r[d].t() + bias
+            i, o, forget, candidate = gates.chunk(4, 1)
+            i = f(_clipped(i + peep[0] * memory, clip))
+            keep = 1 - i if input_forget else f(_clipped(forget + peep[2] * memory, clip))
+            fresh = keep * memory + i * g(_clipped(candidate, clip))
+            out = f(_clipped(o + peep[1] * fresh, clip))
+            return out * last(fresh), fresh
+
+        return cell
+
+    y, states = _directions(x, [h, c], lengths, direction, cells)
+    return _finish(y, states, layout, count)
+
+
+@op("GRU", several=True)
+def _gru(x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, lengths: Tensor | None = None,
+         h0: Tensor | None = None, *, activations: list[str] | None = None,
+         activation_alpha: list[float] | None = None, activation_beta: list[float] | None = None,
+         clip: float | None = None, direction: str = "forward", hidden_size: int,
+         linear_before_reset: int = 0, layout: int = 0, output_sequence: int = 0, count: int) -> (
+    tuple[Tensor, ...]
+):
+    count_d = 2 if direction == "bidirectional" else 1
+    x, (h0,) = _enter(x, layout, h0)
+    h = _state(h0, x, count_d, hidden_size)
+    plain = _is_default(activations, ["sigmoid", "tanh"])
+    if plain and linear_before_reset and lengths is None and clip is None:
+        source = x.flip(0) if direction == "reverse" else x
+        y, h = torch.gru(source, h, _torch_parameters(w, r, b, _GRU_ORDER), b is not None, 1, 0.0,
+                         False, count_d == 2, False)
+        y = _sequence(y, count_d, hidden_size)
+        y = y.flip(0) if direction == "reverse" else y
+        return _finish(y, [h], layout, count)
+    functions = _activations(activations or ["sigmoid", "tanh"] * count_d, activation_alpha,
+                             activation_beta)
+
+    def cells(d: int) -> Cell:
+        f, g = functions[2 * d : 2 * d + 2]
+        first, second = _biases(b, d)
+
+        def cell(step: Tensor, hidden: Tensor) -> tuple[Tensor]:
+            wz, wr, wh = (step @ w[d].t() + first).chunk(3, 1)
+            rz, rr, rh = (part for part in r[d].chunk(3, 0))
+            bz, br, bh = second.chunk(3, 0) if isinstance(second, Tensor) else (0.0, 0.0, 0.0)
+            z = f(_clipped(wz + hidden @ rz.t() + bz, clip))
+            reset = f(_clipped(wr + hidden @ rr.t() + br, clip))
+            if linear_before_reset:
+                inner = wh + reset * (hidden @ rh.t() + bh)
+            else:
+                inner = wh + (reset * hidden) @ rh.t() + bh
+            return ((1 - z) * g(_clipped(inner, clip)) + z * hidden,)
+
+        return cell
+
+    y, states = _directions(x, [h], lengths, direction, cells)
+    return _finish(y, states, layout, count)
+
+
+@op("RNN", several=True)
+def _rnn(x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, lengths: Tensor | None = None,
+         h0: Tensor | None = None, *, activations: list[str] | None = None,
+         activation_alpha: list[float] | None = None, activation_beta: list[float] | None = None,
+         clip: float | None = None, direction: str = "forward", hidden_size: int,
+         layout: int = 0, output_sequence: int = 0, count: int) -> tuple[Tensor, ...]:
+    count_d = 2 if direction == "bidirectional" else 1
+    x, (h0,) = _enter(x, layout, h0)
+    h = _state(h0, x, count_d, hidden_size)
+    if _is_default(activations, ["tanh"]) and lengths is None and clip is None:
+        source = x.flip(0) if direction == "reverse" else x
+        y, h = torch.rnn_tanh(source, h, _torch_parameters(w, r, b, (0,)), b is not None, 1, 0.0,
+                              False, count_d == 2, False)
+        y = _sequence(y, count_d, hidden_size)
+        y = y.flip(0) if direction == "reverse" else y
+        return _finish(y, [h], layout, count)
+    functions = _activations(activations or ["tanh"] * count_d, activation_alpha, activation_beta)
+
+    def cells(d: int) -> Cell:
+        bias: Any = sum(_biases(b, d))
+
+        def cell(step: Tensor, hidden: Tensor) -> tuple[Tensor]:
+            return (functions[d](_clipped(step @ w[d].t() + hidden @ r[d].t() + bias, clip)),)
+
+        return cell
+
+    y, states = _directions(x, [h], lengths, direction, cells)
+    return _finish(y, states, layout, count)

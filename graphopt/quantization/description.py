@@ -1,0 +1,79 @@
+"""What calibration found out, in the form that placement reads: one description, several targets.
+
+The description belongs to values by name, so it holds for every copy of the model. It rides in
+``model.meta`` to the pass that inserts the nodes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from graphopt.quantization.ranges import Scheme
+from graphopt.quantization.rules import DEFAULT_OPERATORS
+from graphopt.quantization.weights import WeightScheme
+
+if TYPE_CHECKING:
+    from graphopt.targets.schema import Quantization
+
+META_KEY = "graphopt.calibration"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What calibration found out.
+
+    Attributes:
+        ranges: Smallest and largest number kept of each observed value.
+        means: Mean of each channel of the values that linear nodes read.
+        samples: Number of samples seen.
+        method: How the ranges were chosen.
+    """
+
+    ranges: Mapping[str, tuple[float, float]]
+    means: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    samples: int = 0
+    method: str = "min-max"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a target asks of quantization.
+
+    Attributes:
+        activation: How activations are stored.
+        weight: How weights are stored.
+        operators: Operators with integer kernels.
+        quantize_results: Whether what an integer node makes is quantized at once; else only what an
+            integer node reads, because the runtime fuses what follows a node into it.
+        integer_bias: Whether biases are 32-bit integers; else they stay float.
+    """
+
+    activation: Scheme = Scheme()
+    weight: WeightScheme = WeightScheme()
+    operators: frozenset[str] = frozenset(DEFAULT_OPERATORS)
+    quantize_results: bool = True
+    integer_bias: bool = True
+
+
+def plan_for(quantization: "Quantization") -> Plan:
+    """Return what the scheme of a target asks, for the types that are served.
+
+    ``numerics.quantize`` has refused the others.
+    """
+    return Plan(
+        activation=Scheme(quantization.activation, quantization.symmetric_activation),
+        weight=WeightScheme(quantization.per_channel, quantization.reduce_range),
+        operators=frozenset(quantization.operators or DEFAULT_OPERATORS),
+        quantize_results=quantization.quantize_results,
+        integer_bias=quantization.integer_bias,
+    )
+
+
+def description_of(model: ir.Model) -> Description | None:
+    """Return the description that rides in ``model``."""
+    found = model.meta.get(META_KEY)
+    return found if isinstance(found, Description) else None

@@ -1,0 +1,314 @@
+"""Write a placement into a model: Q/DQ pairs, integer weights, integer biases.
+
+Every edit goes through the ``Rewriter``, so names, provenance and graph outputs are kept. A value
+that an integer node makes keeps its name on the dequantized side, which all its readers see.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from graphopt.ir.constants import array_of, constant_of, read_array
+from graphopt.ir.program import is_onnx, tag
+from graphopt.ir.rewrite import Rewriter
+from graphopt.quantization.description import Description, Plan
+from graphopt.quantization.placement import Placement
+from graphopt.quantization.ranges import Params, quantize_array
+from graphopt.quantization.rules import is_depthwise, weight_axis
+from graphopt.quantization.weights import (
+    WeightScheme,
+    integer_bias,
+    lost_by_rounding,
+    quantized_tensor,
+    weight_scales,
+    widen_for_bias,
+)
+
+_TYPES = {"uint8": ir.DataType.UINT8, "int8": ir.DataType.INT8}
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """An integer weight in the graph, with what its node needs for the bias."""
+
+    value: ir.Value
+    scales: npt.NDArray[np.float32]
+
+
+def emit(edit: Rewriter, placement: Placement, description: Description, plan: Plan) -> None:
+    """Rewrite the model of ``edit`` as ``placement`` says; counts one rewrite per integer node."""
+    emission = _Emission(edit, placement, description, plan)
+    for clamp, before in placement.absorbed.items():
+        _absorb(edit, clamp, before)
+    placement.move_params_of_absorbed()
+    for value in list(placement.params):
+        emission.quantize(value)
+    for node, rule in placement.integer.items():
+        if rule.kind == "linear":
+            emission.quantize_weights(node)
+        edit.rewrites += 1
+    emission.drop_unread()
+
+
+def _absorb(edit: Rewriter, clamp: ir.Node, before: ir.Node) -> None:
+    """Let ``before`` make what ``clamp`` made, under its name."""
+    result, name = before.outputs[0], clamp.outputs[0].name or "value"
+    edit.redirect(clamp.outputs[0], result)
+    tag(before, edit.pass_name, [before, clamp])
+    edit.drop(clamp)
+    if result.name != name:
+        edit.names.release_value(result.name or "")
+        result.name = edit.names.fresh_value(name)
+
+
+class _Emission:
+    def __init__(
+        self, edit: Rewriter, placement: Placement, description: Description, plan: Plan
+    ) -> None:
+        self.edit = edit
+        self.graph = edit.model.graph
+        self.placement = placement
+        self.description = description
+        self.plan = plan
+        self._params: dict[Params, tuple[ir.Value, ir.Value]] = {}
+        self._weights: dict[tuple[ir.Value, int, bytes], _Weight] = {}
+        self._old: dict[ir.Value, None] = {}
+        self._scales: dict[ir.Value, Params] = {}
+
+    def quantize(self, value: ir.Value) -> None:
+        """Put Q and DQ behind ``value``, for all its readers or for the integer ones."""
+        params = self.placement.params[value]
+        if constant_of(value) is not None:
+            self._quantize_constant(value, params)
+            return
+        name = value.name or "value"
+        producer = value.producer()
+        everyone = value in self.placement.after
+        users = [
+            (use.node, use.idx) for use in value.uses() if everyone or self._wants(use.node, use.idx)
+        ]
+        source = [producer] if producer is not None else [user for user, _ in users[:1]]
+        scale, zero = self._constants(name, params)
+        quantized = self._node("QuantizeLinear", [value, scale, zero], f"{name}_quantized", source)
+        integers = quantized.outputs[0]
+        integers.type = ir.TensorType(_TYPES[self.plan.activation.dtype])
+        integers.shape = value.shape
+        back = self._node("DequantizeLinear", [integers, scale, zero], "", source)
+        result = back.outputs[0]
+        result.type, result.shape = value.type, value.shape
+        self._place(producer, quantized, back)
+        if everyone:
+            self._take_name(value, result)
+        else:
+            result.name = self.edit.names.fresh_value(f"{name}_dequantized")
+        for user, index in users:
+            user.replace_input_with(index, result)
+        self._scales[result] = params
+
+    def _wants(self, node: ir.Node, index: int) -> bool:
+        rule = self.placement.integer.get(node)
+        return rule is not None and (rule.inputs is None or index in rule.inputs)
+
+    def _take_name(self, value: ir.Value, result: ir.Value) -> None:
+        """Let ``result`` be called what ``value`` is called, in the graph outputs too."""
+        name = value.name or "value"
+        outputs = self.graph.outputs
+        places = [i for i, output in enumerate(outputs) if output is value]
+        for index in places:
+            outputs[index] = result
+        value.name = self.edit.names.fresh_value(f"{name}_float")
+        result.name = name
+        result.metadata_props.update(value.metadata_props)
+
+    def _place(self, producer: ir.Node | None, *nodes: ir.Node) -> None:
+        """Insert ``nodes`` right behind ``producer``, or first in the graph."""
+        if producer is not None:
+            self.graph.insert_after(producer, nodes)
+        else:
+            self.graph.insert_before(self.graph[0], nodes)
+
+    def _node(
+        self, op_type: str, inputs: list[ir.Value], stem: str, source: list[ir.Node]
+    ) -> ir.Node:
+        node = ir.Node("", op_type, inputs, num_outputs=1)
+        node.name = self.edit.names.fresh_node(f"{inputs[0].name}_{op_type}")
+        if stem:
+            node.outputs[0].name = self.edit.names.fresh_value(stem)
+        return tag(node, self.edit.pass_name, source)
+
+    def _constants(self, name: str, params: Params) -> tuple[ir.Value, ir.Value]:
+        """Return scale and zero point as initializers; values that share a scale share them."""
+        if params not in self._params:
+            scale = np.array(params.scale, np.float32)
+            zero = np.array(params.zero_point, self.plan.activation.dtype)
+            self._params[params] = (
+                self.edit.constant(f"{name}_scale", ir.Tensor(scale)),
+                self.edit.constant(f"{name}_zero_point", ir.Tensor(zero)),
+            )
+        return self._params[params]
+
+    def _quantize_constant(self, value: ir.Value, params: Params) -> None:
+        """Store a constant operand as integers, for the integer nodes that read it."""
+        tensor = constant_of(value)
+        assert tensor is not None, "the caller asked"
+        scheme = self.plan.activation
+        integers = read_array(tensor, lambda array: quantize_array(array, params, scheme))
+        name = value.name or "constant"
+        stored = self.edit.constant(f"{name}_quantized", ir.Tensor(integers))
+        scale, zero = self._constants(name, params)
+        users = [(use.node, use.idx) for use in value.uses() if self._wants(use.node, use.idx)]
+        for user, index in users:
+            back = self._node(
+                "DequantizeLinear", [stored, scale, zero], f"{name}_dequantized", [user]
+            )
+            back.outputs[0].type, back.outputs[0].shape = value.type, value.shape
+            self.graph.insert_before(user, [back])
+            user.replace_input_with(index, back.outputs[0])
+            self._scales[back.outputs[0]] = params
+        self._old[value] = None
+
+    def quantize_weights(self, node: ir.Node) -> None:
+        """Store the weights of ``node`` as int8 and its bias as int32."""
+        axis = weight_axis(node)
+        weight, source = node.inputs[1], node.inputs[0]
+        assert weight is not None, "a linear node has weights"
+        assert source is not None, "a linear node has an input"
+        tensor = constant_of(weight)
+        assert tensor is not None, "placement asked for constant weights"
+        scheme = self.plan.weight
+        scheme = WeightScheme(
+            scheme.per_channel, scheme.pairs_in_16_bits and not is_depthwise(node)
+        )
+        scales = read_array(tensor, lambda array: weight_scales(array, axis, scheme))
+        channels = int(tensor.shape.numpy()[axis])
+        bias = self._bias(node, channels)
+        means = self.description.means.get(self._observed_name(source))
+        if means is not None:
+            bias = (0.0 if bias is None else bias) + self._repair(node, tensor, scales, means)
+        input_scale = self._scales[source].scale
+        if bias is not None and self.plan.integer_bias:
+            scales = widen_for_bias(scales, bias, input_scale)
+        stored = self._stored_weight(weight, tensor, axis, scales)
+        back = self._dequantized(node, stored, axis if len(scales) > 1 else None, weight)
+        node.replace_input_with(1, back)
+        if bias is not None:
+            self._set_bias(node, bias, input_scale, scales, channels)
+        self._old[weight] = None
+
+    def _observed_name(self, value: ir.Value) -> str:
+        """Return the name under which calibration knew what ``value`` dequantizes."""
+        node = value.producer()
+        while node is not None and node.op_type in ("DequantizeLinear", "QuantizeLinear"):
+            if value.name in self.description.means:
+                break
+            assert node.inputs[0] is not None, "Q and DQ have an input"
+            value = node.inputs[0]
+            node = value.producer()
+        return value.name or ""
+
+    def _bias(self, node: ir.Node, channels: int) -> Floats | None:
+        value = node.inputs[2] if len(node.inputs) > 2 else None
+        array = array_of(value, most_bytes=1 << 62)
+        if array is None:
+            return None
+        beta = node.attributes.get("beta") if is_onnx(node, "Gemm") else None
+        factor = 1.0 if beta is None else beta.as_float()
+        wide: Floats = np.broadcast_to(array.astype(np.float64) * factor, (channels,))
+        return wide
+
+    def _repair(
+        self,
+        node: ir.Node,
+        tensor: ir.TensorProtocol,
+        scales: npt.NDArray[np.float32],
+        means: Floats,
+    ) -> Floats | float:
+        """Return the bias that gives each channel back the mean that rounding took."""
+        if node.op_type == "MatMul":
+            # It has no bias; adding one costs a node that may not fuse.
+            return 0.0
+        axis = weight_axis(node)
+        group = node.attributes.get("group")
+        groups = 1 if group is None else group.as_int()
+        shape = tensor.shape.numpy()
+        if len(means) != shape[1 - axis] * groups:
+            return 0.0
+        return read_array(
+            tensor,
+            lambda array: lost_by_rounding(array, scales, axis, means, 1 - axis, groups),
+        )
+
+    def _stored_weight(
+        self, weight: ir.Value, tensor: ir.TensorProtocol, axis: int, scales: npt.NDArray[np.float32]
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        name = weight.name or "weight"
+        key = (weight, axis, scales.tobytes())
+        if key not in self._weights:
+            stored = self.edit.constant(f"{name}_quantized", quantized_tensor(tensor, scales, axis))
+            self._weights[key] = _Weight(stored, scales)
+        kept = self._weights[key]
+        shape = scales if len(scales) > 1 else scales.reshape(())
+        scale = self.edit.constant(f"{name}_scale", ir.Tensor(shape))
+        zero = self.edit.constant(
+            f"{name}_zero_point", ir.Tensor(np.zeros(shape.shape, np.int8))
+        )
+        return kept.value, scale, zero
+
+    def _dequantized(
+        self,
+        node: ir.Node,
+        constants: tuple[ir.Value, ir.Value, ir.Value],
+        axis: int | None,
+        old: ir.Value,
+    ) -> ir.Value:
+        back = self._node(
+            "DequantizeLinear", list(constants), f"{old.name}_dequantized", [node]
+        )
+        if axis is not None:
+            back.attributes["axis"] = ir.AttrInt64("axis", axis)
+        result = back.outputs[0]
+        result.type, result.shape = ir.TensorType(ir.DataType.FLOAT), old.shape
+        self.graph.insert_before(node, [back])
+        return result
+
+    def _set_bias(
+        self,
+        node: ir.Node,
+        bias: Floats | float,
+        input_scale: float,
+        scales: npt.NDArray[np.float32],
+        channels: int,
+    ) -> None:
+        old = node.inputs[2] if len(node.inputs) > 2 else None
+        wide = np.broadcast_to(np.asarray(bias, np.float64), (channels,))
+        if old is None and not wide.any():
+            return
+        if old is None:
+            node.resize_inputs(3)
+        name = f"{node.outputs[0].name}_bias" if old is None else old.name or "bias"
+        if self.plan.integer_bias:
+            integers, scale = integer_bias(wide, input_scale, scales)
+            constants = (
+                self.edit.constant(f"{name}_quantized", ir.Tensor(integers)),
+                self.edit.constant(f"{name}_scale", ir.Tensor(scale)),
+                self.edit.constant(f"{name}_zero_point", ir.Tensor(np.zeros(channels, np.int32))),
+            )
+            shaped = ir.Value(name=name, shape=ir.Shape([channels]))
+            node.replace_input_with(2, self._dequantized(node, constants, 0, shaped))
+        else:
+            tensor = ir.Tensor(wide.astype(np.float32))
+            node.replace_input_with(2, self.edit.constant(f"{name}_repaired", tensor))
+        node.attributes.pop("beta", None)
+        if old is not None:
+            self._old[old] = None
+
+    def drop_unread(self) -> None:
+        """Remove the float constants that nobody reads any more."""
+        for value in self._old:
+            if value.is_initializer() and not value.uses() and not value.is_graph_output():
+                assert value.name is not None, "initializers have names"
+                del self.graph.initializers[value.name]
+                self.edit.names.release_value(value.name)

@@ -1,0 +1,345 @@
+"""Which nodes compute in integers, and which values carry scale and zero point.
+
+In: a model, the description of its values, the plan of the target. Out: a ``Placement``; nothing is
+rewritten. Every step is linear in the graph.
+
+1. A ``Relu`` or ``Clip`` is absorbed into the node before it where saturation does the same.
+2. Linear nodes with constant weights are integer. Other operators with integer kernels are where
+   they stand between integers, so that none of them costs a conversion that nobody uses.
+3. Values that only move share one scale: unions over ``move`` and ``join`` nodes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from graphopt.ir.constants import array_of, constant_of
+from graphopt.quantization.description import Description, Plan
+from graphopt.quantization.ranges import Params, params_for
+from graphopt.quantization.rules import (
+    Rule,
+    clamps_to_range_with_zero,
+    rule_of,
+    unsupported_form,
+)
+
+# An input of a Concat whose range is narrower than this part of the common one keeps its own
+# scale: sharing would cost it more than two of its eight bits.
+_NARROW = 0.25
+
+
+@dataclass
+class Placement:
+    """What is quantized.
+
+    Attributes:
+        integer: Nodes that compute in integers, in graph order, with their rules.
+        absorbed: Clamps that vanish: node -> node whose result saturates in their place.
+        params: Scale and zero point of each quantized activation or constant operand.
+        after: Quantized values that integer nodes make: all readers read the quantized one.
+        reasons: Why a node that has a rule stays float: node -> (code, detail).
+    """
+
+    integer: dict[ir.Node, Rule] = field(default_factory=dict)
+    absorbed: dict[ir.Node, ir.Node] = field(default_factory=dict)
+    params: dict[ir.Value, Params] = field(default_factory=dict)
+    after: set[ir.Value] = field(default_factory=set)
+    reasons: dict[ir.Node, tuple[str, str]] = field(default_factory=dict)
+
+    def result_of(self, node: ir.Node) -> ir.Value:
+        """Return the first value that ``node`` makes once clamps are absorbed into it."""
+        return self._results.get(node, node.outputs[0])
+
+    def __post_init__(self) -> None:
+        self._results: dict[ir.Node, ir.Value] = {}
+
+    def absorb(self, clamp: ir.Node, into: ir.Node) -> None:
+        """Record that ``into`` makes what ``clamp`` made."""
+        self.absorbed[clamp] = into
+        self._results[into] = clamp.outputs[0]
+
+    def move_params_of_absorbed(self) -> None:
+        """Give what is known of a clamp's result to the value that took its place."""
+        for clamp, into in self.absorbed.items():
+            old, new = clamp.outputs[0], into.outputs[0]
+            if old in self.params:
+                self.params[new] = self.params.pop(old)
+            if old in self.after:
+                self.after.discard(old)
+                self.after.add(new)
+
+
+def place(
+    model: ir.Model, description: Description, plan: Plan, keep_float: frozenset[str]
+) -> Placement:
+    """Return what is quantized in the main graph of ``model``.
+
+    Args:
+        model: The float model, nodes in order.
+        description: Ranges of its values.
+        plan: What the target asks.
+        keep_float: Names of nodes that must stay float.
+    """
+    builder = _Builder(model, description, plan, keep_float)
+    builder.find_candidates()
+    builder.spread_forward()
+    builder.pull_moves()
+    builder.prune()
+    builder.absorb_clamps()
+    builder.choose_params()
+    return builder.placement
+
+
+class _Builder:
+    def __init__(
+        self, model: ir.Model, description: Description, plan: Plan, keep_float: frozenset[str]
+    ) -> None:
+        self.graph = model.graph
+        self.description = description
+        self.plan = plan
+        self.keep_float = keep_float
+        self.placement = Placement()
+        self.candidates: dict[ir.Node, Rule] = {}
+        self.clamps: dict[ir.Node, ir.Node] = {}
+
+    def find_candidates(self) -> None:
+        """Collect the nodes that have a rule and whose form, types and ranges allow it."""
+        for node in self.graph:
+            rule = rule_of(node, self.plan.operators)
+            if rule is None:
+                continue
+            reason = self._refusal(node, rule)
+            if reason[0]:
+                self.placement.reasons[node] = reason
+            elif rule.kind == "clamp":
+                self._note_clamp(node)
+            else:
+                self.candidates[node] = rule
+
+    def _refusal(self, node: ir.Node, rule: Rule) -> tuple[str, str]:
+        if (node.name or "") in self.keep_float:
+            return "kept-float", ""
+        if any(_is_quantized(value) for value in node.inputs):
+            return "already-quantized", ""
+        values = [*self.data_inputs(node, rule), *node.outputs[:1]]
+        if any(value.dtype is not ir.DataType.FLOAT for value in values):
+            return "type-not-float32", ""
+        if rule.kind == "linear":
+            weight = constant_of(node.inputs[1])
+            if weight is None or weight.dtype is not ir.DataType.FLOAT:
+                return "weight-not-constant", ""
+            if node.op_type == "MatMul" and len(weight.shape) != 2:
+                return "form-without-kernel", "weights of rank other than 2"
+            bias = node.inputs[2] if len(node.inputs) > 2 else None
+            if bias is not None and (constant_of(bias) is None or not _is_vector(bias)):
+                return "weight-not-constant", "bias"
+        detail = unsupported_form(node)
+        if detail:
+            return "form-without-kernel", detail
+        if rule.kind == "clamp":
+            return "", ""
+        unknown = [v.name or "" for v in values if not self._has_range(v)]
+        if unknown and (rule.fixed is None or unknown != [node.outputs[0].name]):
+            return "not-observed", unknown[0]
+        return "", ""
+
+    def _note_clamp(self, node: ir.Node) -> None:
+        """Remember a clamp that the node before it could absorb."""
+        source = node.inputs[0]
+        before = None if source is None else source.producer()
+        if (
+            before is None
+            or source is None
+            or before not in self.candidates
+            or not self.plan.quantize_results
+            or self.plan.activation.symmetric
+            or self.candidates[before].kind in ("move", "join")
+            or source.is_graph_output()
+            or len(source.uses()) != 1
+            or not clamps_to_range_with_zero(node)
+            or not self._has_range(node.outputs[0])
+        ):
+            return
+        self.clamps[node] = before
+        self.placement.absorb(node, before)
+
+    def data_inputs(self, node: ir.Node, rule: Rule) -> list[ir.Value]:
+        """Return the inputs that are quantized as activations."""
+        places = range(len(node.inputs)) if rule.inputs is None else rule.inputs
+        return [v for v in (node.inputs[i] for i in places) if v is not None]
+
+    def _has_range(self, value: ir.Value) -> bool:
+        return value.name in self.description.ranges or constant_of(value) is not None
+
+    def results(self, node: ir.Node) -> list[ir.Value]:
+        """Return the values that ``node`` makes once clamps are absorbed."""
+        return [self.placement.result_of(node), *node.outputs[1:]]
+
+    def spread_forward(self) -> None:
+        """Make linear nodes integer, and what stands behind them where it pays."""
+        made: set[ir.Value] = set()
+        for node, rule in self.candidates.items():
+            if rule.kind == "linear":
+                ready = True
+            else:
+                inputs = [v for v in self.data_inputs(node, rule) if constant_of(v) is None]
+                integers = [v in made for v in inputs]
+                ready = all(integers) if rule.kind == "join" else any(integers)
+                ready = ready and bool(integers)
+            if ready:
+                self.placement.integer[node] = rule
+                made.update(self.results(node))
+
+    def pull_moves(self) -> None:
+        """Make a move of float values integer where all that reads it is integer."""
+        for node, rule in reversed(self.candidates.items()):
+            if rule.kind != "move" or node in self.placement.integer:
+                continue
+            users = [use.node for value in node.outputs for use in value.uses()]
+            kept = any(value.is_graph_output() for value in node.outputs)
+            if users and not kept and all(user in self.placement.integer for user in users):
+                self.placement.integer[node] = rule
+        ordered = [n for n in self.candidates if n in self.placement.integer]
+        self.placement.integer = {n: self.candidates[n] for n in ordered}
+
+    def prune(self) -> None:
+        """Take back what leads to no linear node: its eight bits would serve nobody."""
+        useful: set[ir.Node] = set()
+        for node, rule in reversed(self.placement.integer.items()):
+            readers = [use.node for value in self.results(node) for use in value.uses()]
+            if rule.kind == "linear" or any(reader in useful for reader in readers):
+                useful.add(node)
+        for node, rule in list(self.placement.integer.items()):
+            if node not in useful and rule.kind != "move":
+                del self.placement.integer[node]
+                self.placement.reasons[node] = ("no-integer-reader", "")
+        made: set[ir.Value] = set()
+        for node, rule in list(self.placement.integer.items()):
+            data = self.data_inputs(node, rule)
+            if rule.kind == "move" and node not in useful and data[0] not in made:
+                del self.placement.integer[node]
+                self.placement.reasons[node] = ("no-integer-reader", "")
+                continue
+            made.update(self.results(node))
+
+    def absorb_clamps(self) -> None:
+        """Keep the absorptions into nodes that stayed integer."""
+        kept = Placement()
+        for clamp, before in self.clamps.items():
+            rule = self.placement.integer.get(before)
+            if rule is not None and self._quantizes_result(before, rule):
+                kept.absorb(clamp, before)
+        self.placement.absorbed, self.placement._results = kept.absorbed, kept._results
+        for node in self.candidates:
+            if node not in self.placement.integer and node not in self.placement.reasons:
+                self.placement.reasons[node] = ("float-neighbours", "")
+
+    def choose_params(self) -> None:
+        """Give every quantized value scale and zero point, shared where elements only move."""
+        wanted: dict[ir.Value, None] = {}
+        groups = _Groups()
+        fixed: dict[ir.Value, tuple[float, float]] = {}
+        for node, rule in self.placement.integer.items():
+            inputs = self.data_inputs(node, rule)
+            wanted.update(dict.fromkeys(inputs))
+            results = self.results(node)
+            if self._quantizes_result(node, rule):
+                wanted.update(dict.fromkeys(results))
+                self.placement.after.update(results)
+            if rule.fixed is not None:
+                fixed[results[0]] = rule.fixed
+            if rule.kind == "move":
+                for value in results:
+                    groups.unite(inputs[0], value)
+            elif rule.kind == "join":
+                self._unite_join(groups, inputs, results[0])
+        ranges: dict[ir.Value, tuple[float, float]] = {}
+        for value in wanted:
+            root = groups.root(value)
+            low, high = self._range(value) if value not in fixed else fixed[value]
+            if value in groups.moved and root in ranges:
+                continue
+            known = ranges.get(root, (low, high))
+            ranges[root] = (min(known[0], low), max(known[1], high))
+        for value in wanted:
+            self.placement.params[value] = params_for(
+                *ranges[groups.root(value)], self.plan.activation
+            )
+
+    def _unite_join(self, groups: "_Groups", inputs: list[ir.Value], result: ir.Value) -> None:
+        low, high = self._range(result)
+        for value in inputs:
+            own = self._range(value)
+            if own[1] - own[0] >= _NARROW * (high - low):
+                groups.unite(value, result, moved=False)
+
+    def _quantizes_result(self, node: ir.Node, rule: Rule) -> bool:
+        """Return whether the result is quantized as it is made, whoever reads it."""
+        if not self.plan.quantize_results:
+            return False
+        result = self.placement.result_of(node)
+        read = any(use.node in self.placement.integer for use in result.uses())
+        return read or not rule.float_output
+
+    def _range(self, value: ir.Value) -> tuple[float, float]:
+        known = self.description.ranges.get(value.name or "")
+        if known is not None:
+            return known
+        array = array_of(value, most_bytes=1 << 62)
+        assert array is not None, "a value without a range is a constant"
+        return (float(array.min(initial=0.0)), float(array.max(initial=0.0)))
+
+
+class _Groups:
+    """Values that share scale and zero point: union-find."""
+
+    def __init__(self) -> None:
+        self._parents: dict[ir.Value, ir.Value] = {}
+        self.moved: set[ir.Value] = set()
+
+    def root(self, value: ir.Value) -> ir.Value:
+        while True:
+            parent = self._parents.get(value, value)
+            if parent is value:
+                return value
+            self._parents[value] = self._parents.get(parent, parent)
+            value = parent
+
+    def unite(self, source: ir.Value, result: ir.Value, *, moved: bool = True) -> None:
+        """Put both into one group; a ``moved`` result has no range of its own to add."""
+        a, b = self.root(source), self.root(result)
+        if a is not b:
+            self._parents[b] = a
+        if moved:
+            self.moved.add(result)
+
+
+def _is_vector(value: ir.Value) -> bool:
+    return value.shape is not None and len(value.shape) == 1
+
+
+def _is_quantized(value: ir.Value | None) -> bool:
+    node = None if value is None else value.producer()
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
+def observed_values(model: ir.Model, operators: frozenset[str]) -> Iterator[ir.Value]:
+    """Yield each value whose range placement may ask for, once, in graph order."""
+    seen: set[ir.Value] = set()
+    for node in model.graph:
+        rule = rule_of(node, operators)
+        if rule is None:
+            continue
+        places = range(len(node.inputs)) if rule.inputs is None else rule.inputs
+        for value in (*(node.inputs[i] for i in places if i < len(node.inputs)), *node.outputs):
+            if (
+                value is None
+                or value in seen
+                or not value.name
+                or value.dtype is not ir.DataType.FLOAT
+                or constant_of(value) is not None
+            ):
+                continue
+            seen.add(value)
+            yield value
