@@ -47,7 +47,8 @@ def same_rules(folder: Path) -> Path:
         'schema_version = 1\nname = "same-rules"\nextends = "cpu"\n'
         'description = "cpu with inputs and outputs in the arena and no alignment"\n'
         'source = ["the rules of onnxsim 0.8.1"]\n'
-        "[runtime]\nio_in_arena = true\n"
+        # onnxsim is given fixed sizes, so graphopt may use them as well.
+        "[runtime]\nio_in_arena = true\nstatic_shapes_only = true\n"
         '[[pools]]\nname = "dram"\nalignment = 1\nsource = ["the rules of onnxsim 0.8.1"]\n'
     )
     return path

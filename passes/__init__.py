@@ -20,6 +20,7 @@ REGISTRY: dict[str, str] = {
     ),
     "eliminate-dead-nodes": "graphopt.passes.eliminate_dead_nodes:EliminateDeadNodes",
     "eliminate-identity": "graphopt.passes.eliminate_identity:EliminateIdentity",
+    "fix-dimensions": "graphopt.passes.fix_dimensions:FixDimensions",
     "fold-batch-norm": "graphopt.passes.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "graphopt.passes.fold_constants:FoldConstants",
     "fold-shape-arithmetic": "graphopt.passes.fold_shape_arithmetic:FoldShapeArithmetic",
@@ -81,9 +82,13 @@ def default_pipeline(
         f"in_place={str(target.runtime.in_place).lower()}",
         f"io_in_arena={str(target.runtime.io_in_arena).lower()}",
     ]
+    first: tuple[str, ...] = ()
     if bindings:
-        options.append(f"sizes=[{';'.join(f'{n}={s}' for n, s in sorted(bindings.items()))}]")
-    return (*DEFAULT_PIPELINE, f"reorder-for-peak{{{','.join(options)}}}")
+        sizes = f"sizes=[{';'.join(f'{n}={s}' for n, s in sorted(bindings.items()))}]"
+        options.append(sizes)
+        if target.runtime.static_shapes_only:
+            first = (f"fix-dimensions{{{sizes}}}",)
+    return (*first, *DEFAULT_PIPELINE, f"reorder-for-peak{{{','.join(options)}}}")
 
 
 def load_pass(name: str) -> "type[Pass]":

@@ -13,6 +13,7 @@ from graphopt.memory.placing import Rules
 from graphopt.memory.planning import body_arena_bytes
 from graphopt.memory.schedule import SearchEffort, best_order
 from graphopt.memory.sizes import choose_bindings
+from graphopt.passes.fix_dimensions import parse_sizes
 from graphopt.pipeline.base import Pass, PassResult, Skip
 
 
@@ -71,7 +72,7 @@ class ReorderForPeak(Pass):
         program = program_of(model)
         upper_bounds = model.meta.get(UPPER_BOUNDS_KEY) or {}
         rules = Rules(self.alignment, self.in_place, self.io_in_arena)
-        wanted = self._bindings()
+        wanted = parse_sizes(self.sizes)
         named = {name: size for name, size in wanted.items() if name in program.bounds}
         sizes = choose_bindings(program, named, upper_bounds)
         flow = dataflow_of(program, sizes, lambda body: body_arena_bytes(body, rules))
@@ -103,14 +104,3 @@ class ReorderForPeak(Pass):
         raise OptionError(
             "effort-unknown", f"unknown effort '{self.effort}'", hint="use 'greedy' or 'exact'"
         )
-
-    def _bindings(self) -> dict[str, int]:
-        bindings = {}
-        for text in self.sizes:
-            name, _, size = text.partition("=")
-            if not size.isdecimal():
-                raise OptionError(
-                    "dim-unreadable", f"not a size: '{text}'", hint="write sizes=[batch=4]"
-                )
-            bindings[name] = int(size)
-        return bindings

@@ -47,12 +47,14 @@ class Pass(ir.passes.InPlacePass):
     Class attributes:
         name: Kebab-case name; the file is the same in snake_case.
         runs_after: Names of passes that must not come later in a pipeline.
+        changes_signature: True when shapes or types of inputs and outputs may change.
         preserves_bits: True when outputs stay equal bit by bit; False when only within tolerance.
     """
 
     name: ClassVar[str] = ""
     runs_after: ClassVar[tuple[str, ...]] = ()
     preserves_bits: ClassVar[bool] = True
+    changes_signature: ClassVar[bool] = False
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite ``model`` in place, its sub-graphs included, and say what was done."""
