@@ -23,7 +23,7 @@ def compile(
     bindings: Mapping[str, int] | None = None,
     precision: Any = None,
     sparsity: Any = None,
-    calibration_data: Iterable[Any] | None = None,
+    calibration_data: "Iterable[Any] | str | os.PathLike[str] | None" = None,
     memory_limit: "MemoryLimit" = None,
     objective: str = "memory",
     max_recompute: float = 0.0,
@@ -49,9 +49,11 @@ def compile(
         dynamic_shapes: torch.export's own syntax; for ONNX ``{"x": {0: ("batch", 1, 8)}}``.
         bindings: Sizes of named dimensions at which the plan is made. Dimensions without one are
             planned at their upper bounds.
-        precision: Not served yet; must stay None.
+        precision: None to keep it, or ``"int8"``: static quantization for the target's integer
+            kernels. Nodes that cost too much accuracy stay float.
         sparsity: Not served yet; must stay None.
-        calibration_data: Not served yet; must stay None.
+        calibration_data: For int8: real inputs, any iterable of dictionaries or tuples, read once;
+            or the path of a folder of ``.npz`` files. Memory does not grow with their number.
         memory_limit: Bytes, text such as ``"320KiB"``, or a mapping from pool to either.
         objective: Only ``"memory"`` is served.
         max_recompute: Only 0 is served.
@@ -59,7 +61,7 @@ def compile(
             None for the pipeline of the target.
         skip_passes: Names of passes to leave out.
         verify: True to compare with the original at the default tolerance, a ``Tolerance``, or
-            False.
+            False. For int8 ``Tolerance(sqnr_db=...)`` is the accuracy that is aimed at.
         verify_each: Also compare after every pass; slow, for debugging.
         dump_dir: Folder for the graph after every pass.
         seed: Seed of the samples.

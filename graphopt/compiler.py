@@ -29,6 +29,7 @@ from graphopt.targets.loader import resolve_target
 from graphopt.targets.schema import Target
 
 if TYPE_CHECKING:
+    from graphopt.numerics.quantize import Quantizer
     from graphopt.numerics.verify import Reference
 
 
@@ -42,6 +43,9 @@ def compile_model(model: Any, example_inputs: Any, options: CompileOptions) -> C
     baseline = make_plan(planned, target, options.bindings, upper_bounds=upper_bounds)
     with original:
         reports = _run_passes(program, target, options, upper_bounds, original)
+        quantizer = None
+        if options.precision == "int8":
+            quantizer = _quantize(program, target, options, upper_bounds, reports)
         planned, upper_bounds = plannable(program, options.bindings)
         plan = make_plan(
             planned,
@@ -62,10 +66,11 @@ def compile_model(model: Any, example_inputs: Any, options: CompileOptions) -> C
             limits=limits,
             input_files=_input_files(program),
             input_bytes=_input_bytes(program),
+            quantization=None if quantizer is None else quantizer.report,
         )
         check_limits(plan, limits, result)
         if options.tolerance is not None:
-            result.verification = original.verify(program)
+            result.verification = original.verify(program, quantizer)
     return result
 
 
@@ -218,9 +223,14 @@ class Original:
         if self._reference is not None:
             self._reference.close()
 
-    def verify(self, program: Program) -> Comparison:
-        """Compare ``program`` with the original; raise when it is outside the tolerance."""
+    def verify(self, program: Program, quantizer: "Quantizer | None" = None) -> Comparison:
+        """Compare ``program`` with the original; raise when it is outside the tolerance.
+
+        A quantized program is compared on calibration samples, by decibels.
+        """
         assert self._reference is not None
+        if quantizer is not None:
+            return quantizer.verify(self._reference.path)
         return self._reference.verify(program)
 
     def error_of(self, program: Program) -> float:
@@ -290,6 +300,27 @@ def _run_passes(
     if options.dump_path is not None:
         instruments.append(DumpText(options.dump_path))
     return PassPipeline(passes, tuple(instruments), options.progress).run(program)
+
+
+def _quantize(
+    program: Program,
+    target: Target,
+    options: CompileOptions,
+    upper_bounds: Mapping[str, Dim],
+    reports: list[PassReport],
+) -> "Quantizer":
+    """Quantize ``program`` in place for ``target``; adds to ``reports`` what the passes did."""
+    from graphopt.numerics.quantize import Quantizer
+    from graphopt.passes.raise_opset import RaiseOpset
+
+    quantizer = Quantizer(program, target, options.calibration_data, tolerance=options.tolerance)
+    instruments: list[Instrument] = [MeasureMemory(target, options.bindings, upper_bounds)]
+    for make in (RaiseOpset, quantizer.run):
+        pipeline = PassPipeline((make(),), tuple(instruments), options.progress)
+        for report in pipeline.run(program):
+            report.index = len(reports) + 1
+            reports.append(report)
+    return quantizer
 
 
 def _pass_bytes(report: PassReport) -> PassBytes:

@@ -29,7 +29,7 @@ class CompileOptions:
     bindings: Mapping[str, int] | None = None
     precision: Any = None
     sparsity: Any = None
-    calibration_data: Iterable[Any] | None = None
+    calibration_data: Iterable[Any] | str | os.PathLike[str] | None = None
     memory_limit: MemoryLimit = None
     objective: str = "memory"
     max_recompute: float = 0.0
@@ -55,6 +55,18 @@ class CompileOptions:
         if not isinstance(self.verify, (bool, Tolerance)):
             raise OptionError(
                 "option-type", f"verify is {self.verify!r}, expected True, False or a Tolerance"
+            )
+        if self.precision is None and self.calibration_data is not None:
+            raise OptionError(
+                "calibration-unused",
+                "calibration_data is given, and precision asks for nothing that needs it",
+                hint="say precision='int8', or leave calibration_data out",
+            )
+        if self.precision == "int8" and self.calibration_data is None:
+            raise OptionError(
+                "calibration-missing",
+                "precision='int8' needs calibration_data: real inputs that show the ranges",
+                hint="give 32 or more samples: calibration_data=[...], or --calib FOLDER",
             )
         if isinstance(self.skip_passes, str) or isinstance(self.passes, str):
             raise OptionError("option-type", "passes and skip_passes are sequences of names")
@@ -93,9 +105,8 @@ def options_from(keywords: Mapping[str, Any]) -> CompileOptions:
 
 def _refuse_unserved(options: CompileOptions) -> None:
     unserved = {
-        "precision": options.precision is not None,
+        "precision": options.precision not in (None, "int8"),
         "sparsity": options.sparsity is not None,
-        "calibration_data": options.calibration_data is not None,
         "objective": options.objective != "memory",
         "max_recompute": options.max_recompute != 0,
     }

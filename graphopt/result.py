@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from graphopt.numerics.quantize import Quantization
     from graphopt.report.html import ReportData
 
 _UNSERVED_SUFFIXES = (".pt2", ".ts", ".pt")
@@ -36,6 +37,9 @@ class CompileResult:
         limits: Bytes allowed per pool.
         input_files: Files that belong to the input and are never written.
         input_bytes: Size of the input files; None for a model from memory.
+        output_bytes: Size of the files of the last ``save``.
+        quantization: What quantization measured, and why each node is integer or float; None when
+            nothing was quantized.
     """
 
     program: Program
@@ -49,6 +53,7 @@ class CompileResult:
     input_files: tuple[Path, ...] = ()
     input_bytes: int | None = None
     output_bytes: int | None = None
+    quantization: "Quantization | None" = None
 
     def save(
         self, path: str | os.PathLike[str], *, external_data: bool | None = None
@@ -154,6 +159,7 @@ class CompileResult:
             "warnings": list(self.warnings),
             "input_bytes": self.input_bytes,
             "output_bytes": self.output_bytes,
+            "quantization": None if self.quantization is None else self.quantization.to_dict(),
         }
 
     def summary(self, *, width: int = 100, unicode: bool = True) -> str:

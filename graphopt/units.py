@@ -62,9 +62,13 @@ def format_bytes(count: int) -> str:
 
 
 def format_change(before: int, after: int) -> str:
-    """Return the relative change from ``before`` to ``after`` as ``-37.5 %``; ``=`` when equal."""
+    """Return the relative change from ``before`` to ``after`` as ``-37.5 %``.
+
+    ``=`` when equal, ``~ 0 %`` when the change rounds to nothing.
+    """
     if before == after:
         return "="
     if before == 0:
         return "new"
-    return f"{(after - before) / before * 100:+.1f} %"
+    percent = f"{(after - before) / before * 100:+.1f} %"
+    return "~ 0 %" if percent[1:] == "0.0 %" else percent

@@ -70,9 +70,12 @@ def compile_(
     ] = None,
     target: TargetOption = "cpu",
     precision: Annotated[
-        str | None, typer.Option("-p", "--precision", help="Not served yet.")
+        str | None, typer.Option("-p", "--precision", help="int8; by default nothing changes.")
     ] = None,
-    calibration: Annotated[str | None, typer.Option("--calib", help="Not served yet.")] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option("--calib", help="Folder of .npz files, one real sample each; for int8."),
+    ] = None,
     memory_limit: Annotated[
         list[str] | None,
         typer.Option(

@@ -15,7 +15,7 @@ from graphopt.cli.common import (
 )
 from graphopt.cli.config import config_to_toml, merge_config
 from graphopt.cli.outcome import print_json
-from graphopt.errors import OptionError, UnsupportedError
+from graphopt.errors import OptionError
 from graphopt.result import CompileResult
 
 
@@ -57,12 +57,6 @@ def _compile(options: Mapping[str, Any]) -> CompileResult:
     from graphopt.numerics.compare import Tolerance
     from graphopt.options import CompileOptions
 
-    if options["calibration"] is not None:
-        raise UnsupportedError(
-            "option-not-served",
-            f"--calib {options['calibration']} is not served by this version",
-            hint="leave --calib out",
-        )
     loaded = Loaded(options["model"])
     verify: bool | Tolerance = options["verify"]
     if options["rtol"] is not None and verify:
@@ -76,6 +70,7 @@ def _compile(options: Mapping[str, Any]) -> CompileResult:
             dynamic_shapes=loaded.dynamic_shapes,
             bindings=parse_dims(options["dim"]) or None,
             precision=options["precision"],
+            calibration_data=options["calibration"],
             memory_limit=parse_limits(options["memory_limit"]),
             passes=None if passes is None else passes.split(),
             skip_passes=tuple(options["skip_pass"]),

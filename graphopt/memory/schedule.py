@@ -1,7 +1,7 @@
 """The order of steps: the lowest peak that is found, and how far it is proven.
 
-``best_order`` never returns an order above the given one, and keeps the given order wherever another
-one would not lower the peak. What is searched are costs that depend on sets of steps only
+``best_order`` never returns an order above the given one, and keeps the given order wherever
+another one would not lower the peak. What is searched are costs that depend on sets of steps only
 (:mod:`graphopt.memory.ordering.costs`); every order that is returned was judged by
 ``peak_of_order``, which is the planner's own liveness.
 
@@ -9,6 +9,7 @@ Node counts decide what is found, so equal input gives equal output; the clock i
 and ``Schedule.stopped`` says when it was the one that ended the search.
 """
 
+import heapq
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +20,13 @@ from graphopt.memory.dataflow import Dataflow
 from graphopt.memory.liveness import lifetimes, live_bytes
 from graphopt.memory.ordering.board import Board
 from graphopt.memory.ordering.costs import Costs, Sharing, costs_of
-from graphopt.memory.ordering.groups import ArenaRules, Groups, groups_of, padded
+from graphopt.memory.ordering.groups import Groups, groups_of
 from graphopt.memory.ordering.handover import Handover, handover_of
 from graphopt.memory.ordering.improve import Improved, improve
 from graphopt.memory.ordering.search import Effort
 from graphopt.memory.ordering.wholes import joined, relaxed
-from graphopt.memory.planning import Rules, aliasings, segment_of
+from graphopt.memory.placing import Rules, padded_size, segment_of
+from graphopt.memory.planning import aliasings
 
 SearchEffort = Literal["greedy", "exact"]
 NODE_LIMITS: dict[str, int] = {"greedy": 500, "exact": 200_000}
@@ -55,19 +57,18 @@ class Schedule:
     stopped: Literal["", "nodes", "seconds", "sizes"] = ""
 
 
-def peak_of_order(flow: Dataflow, rules: ArenaRules) -> int:
+def peak_of_order(flow: Dataflow, rules: Rules) -> int:
     """Return the most arena bytes alive at a step when the steps run in the order of ``flow``."""
-    plain = Rules(rules.alignment, rules.in_place, rules.io_in_arena)
     scratch = [
-        (number, number + 1, padded(step.scratch_bytes, rules.alignment))
+        (number, number + 1, padded_size(step.scratch_bytes, rules.alignment))
         for number, step in enumerate(flow.steps)
     ]
     peaks = []
-    for aliasing in aliasings(flow, plain):
+    for aliasing in aliasings(flow, rules):
         spans = [
-            (life.start, life.end, padded(life.size_bytes, rules.alignment))
+            (life.start, life.end, padded_size(life.size_bytes, rules.alignment))
             for life in lifetimes(flow, aliasing)
-            if segment_of(life.role, plain) == "arena"
+            if segment_of(life.role, rules) == "arena"
         ]
         peaks.append(max(live_bytes(spans + scratch, len(flow.steps)), default=0))
     return min(peaks)
@@ -75,7 +76,7 @@ def peak_of_order(flow: Dataflow, rules: ArenaRules) -> int:
 
 def best_order(
     flow: Dataflow,
-    rules: ArenaRules,
+    rules: Rules,
     *,
     effort: SearchEffort = "exact",
     node_limit: int | None = None,
@@ -99,7 +100,7 @@ def best_order(
         raise OptionError(
             "effort-unknown", f"unknown effort '{effort}'", hint="use 'greedy' or 'exact'"
         )
-    given = Candidate(tuple(range(len(flow.steps))), peak_of_order(flow, rules), "given")
+    given = _Candidate(tuple(range(len(flow.steps))), peak_of_order(flow, rules), "given")
     if flow.not_planned:
         return Schedule(given.order, given.peak_bytes, given.method, False, 0, 0, "sizes")
     nodes = NODE_LIMITS[effort] if node_limit is None else node_limit
@@ -107,7 +108,7 @@ def best_order(
 
 
 @dataclass(frozen=True)
-class Candidate:
+class _Candidate:
     """An order that was judged."""
 
     order: tuple[int, ...]
@@ -118,9 +119,7 @@ class Candidate:
 class _Scheduler:
     """Searches one dataflow, under as many costs as it takes to cover what orders can do."""
 
-    def __init__(
-        self, flow: Dataflow, rules: ArenaRules, given: Candidate, effort: Effort
-    ) -> None:
+    def __init__(self, flow: Dataflow, rules: Rules, given: _Candidate, effort: Effort) -> None:
         self.flow = flow
         self.rules = rules
         self.best = given
@@ -167,7 +166,7 @@ class _Scheduler:
         """Improve the given order under ``sharing`` and judge what comes out."""
         costs = self._costs(sharing)
         start = self._start(costs, sharing)
-        result = improve(Board(costs, start), self.effort)
+        result = improve(Board(costs, start), self.effort, enough=self.bound)
         self._judge(result.order, result.method)
         return result
 
@@ -182,13 +181,11 @@ class _Scheduler:
             return
         peak = peak_of_order(self.flow.reordered(order), self.rules)
         if peak < self.best.peak_bytes:
-            self.best = Candidate(tuple(order), peak, method)
+            self.best = _Candidate(tuple(order), peak, method)
 
 
 def _stable_order(costs: Costs) -> list[int]:
     """Return the valid order that takes the ready step with the smallest number."""
-    import heapq
-
     missing = [len(before) for before in costs.preds]
     ready = [step for step, count in enumerate(missing) if not count]
     order = []

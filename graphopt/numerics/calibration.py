@@ -240,19 +240,3 @@ def _keep(result: Calibration, feed: Feed) -> None:
     size = sum(array.nbytes for array in feed.values())
     if len(result.kept) < KEPT_SAMPLES and (not result.kept or held + size <= KEPT_BYTES):
         result.kept.append({name: np.array(array) for name, array in feed.items()})
-
-
-def require_data(data: Any) -> None:
-    """Raise unless there is calibration data.
-
-    Raises:
-        OptionError: there is none.
-    """
-    if data is None:
-        raise OptionError(
-            "calibration-missing",
-            "precision='int8' needs calibration_data: real inputs that show the ranges",
-            hint="give 32 or more samples: calibration_data=[...], or --calib FOLDER of .npz files",
-        )
-
-

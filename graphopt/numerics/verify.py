@@ -96,6 +96,11 @@ class Reference:
         self._worker.close()
         self._folder.cleanup()
 
+    @property
+    def path(self) -> Path:
+        """The file of the original."""
+        return self._path
+
     def compare(self, program: Program) -> Comparison:
         """Return how far ``program`` is from the original."""
         path, *data = emit_onnx(program, Path(self._folder.name) / "candidate.onnx")

@@ -52,8 +52,8 @@ class Plan:
         integer_bias: Whether biases are 32-bit integers; else they stay float.
     """
 
-    activation: Scheme = Scheme()
-    weight: WeightScheme = WeightScheme()
+    activation: Scheme = field(default_factory=Scheme)
+    weight: WeightScheme = field(default_factory=WeightScheme)
     operators: frozenset[str] = frozenset(DEFAULT_OPERATORS)
     quantize_results: bool = True
     integer_bias: bool = True

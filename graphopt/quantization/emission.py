@@ -5,6 +5,7 @@ that an integer node makes keeps its name on the dequantized side, which all its
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,7 +74,7 @@ class _Emission:
         self.placement = placement
         self.description = description
         self.plan = plan
-        self._params: dict[Params, tuple[ir.Value, ir.Value]] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self._weights: dict[tuple[ir.Value, int, bytes], _Weight] = {}
         self._old: dict[ir.Value, None] = {}
         self._scales: dict[ir.Value, Params] = {}
@@ -88,10 +89,12 @@ class _Emission:
         producer = value.producer()
         everyone = value in self.placement.after
         users = [
-            (use.node, use.idx) for use in value.uses() if everyone or self._wants(use.node, use.idx)
+            (use.node, use.idx)
+            for use in value.uses()
+            if everyone or self._wants(use.node, use.idx)
         ]
         source = [producer] if producer is not None else [user for user, _ in users[:1]]
-        scale, zero = self._constants(name, params)
+        scale, zero = self._scale_and_zero(name, params)
         quantized = self._node("QuantizeLinear", [value, scale, zero], f"{name}_quantized", source)
         integers = quantized.outputs[0]
         integers.type = ir.TensorType(_TYPES[self.plan.activation.dtype])
@@ -139,16 +142,20 @@ class _Emission:
             node.outputs[0].name = self.edit.names.fresh_value(stem)
         return tag(node, self.edit.pass_name, source)
 
-    def _constants(self, name: str, params: Params) -> tuple[ir.Value, ir.Value]:
-        """Return scale and zero point as initializers; values that share a scale share them."""
-        if params not in self._params:
-            scale = np.array(params.scale, np.float32)
-            zero = np.array(params.zero_point, self.plan.activation.dtype)
-            self._params[params] = (
-                self.edit.constant(f"{name}_scale", ir.Tensor(scale)),
-                self.edit.constant(f"{name}_zero_point", ir.Tensor(zero)),
-            )
-        return self._params[params]
+    def _constant(self, stem: str, array: npt.NDArray[Any]) -> ir.Value:
+        """Return an initializer that holds ``array``; equal ones are one."""
+        key = (array.dtype.name, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.edit.constant(stem, ir.Tensor(array))
+        return self._constants[key]
+
+    def _scale_and_zero(self, name: str, params: Params) -> tuple[ir.Value, ir.Value]:
+        """Return scale and zero point of an activation as initializers."""
+        dtype = self.plan.activation.dtype
+        return (
+            self._constant(f"{name}_scale", np.array(params.scale, np.float32)),
+            self._constant(f"{name}_zero_point", np.array(params.zero_point, dtype)),
+        )
 
     def _quantize_constant(self, value: ir.Value, params: Params) -> None:
         """Store a constant operand as integers, for the integer nodes that read it."""
@@ -158,7 +165,7 @@ class _Emission:
         integers = read_array(tensor, lambda array: quantize_array(array, params, scheme))
         name = value.name or "constant"
         stored = self.edit.constant(f"{name}_quantized", ir.Tensor(integers))
-        scale, zero = self._constants(name, params)
+        scale, zero = self._scale_and_zero(name, params)
         users = [(use.node, use.idx) for use in value.uses() if self._wants(use.node, use.idx)]
         for user, index in users:
             back = self._node(
@@ -242,7 +249,11 @@ class _Emission:
         )
 
     def _stored_weight(
-        self, weight: ir.Value, tensor: ir.TensorProtocol, axis: int, scales: npt.NDArray[np.float32]
+        self,
+        weight: ir.Value,
+        tensor: ir.TensorProtocol,
+        axis: int,
+        scales: npt.NDArray[np.float32],
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         name = weight.name or "weight"
         key = (weight, axis, scales.tobytes())
@@ -251,10 +262,8 @@ class _Emission:
             self._weights[key] = _Weight(stored, scales)
         kept = self._weights[key]
         shape = scales if len(scales) > 1 else scales.reshape(())
-        scale = self.edit.constant(f"{name}_scale", ir.Tensor(shape))
-        zero = self.edit.constant(
-            f"{name}_zero_point", ir.Tensor(np.zeros(shape.shape, np.int8))
-        )
+        scale = self._constant(f"{name}_scale", shape)
+        zero = self._constant(f"{name}_zero_point", np.zeros(shape.shape, np.int8))
         return kept.value, scale, zero
 
     def _dequantized(
@@ -264,9 +273,7 @@ class _Emission:
         axis: int | None,
         old: ir.Value,
     ) -> ir.Value:
-        back = self._node(
-            "DequantizeLinear", list(constants), f"{old.name}_dequantized", [node]
-        )
+        back = self._node("DequantizeLinear", list(constants), f"{old.name}_dequantized", [node])
         if axis is not None:
             back.attributes["axis"] = ir.AttrInt64("axis", axis)
         result = back.outputs[0]
@@ -293,8 +300,8 @@ class _Emission:
             integers, scale = integer_bias(wide, input_scale, scales)
             constants = (
                 self.edit.constant(f"{name}_quantized", ir.Tensor(integers)),
-                self.edit.constant(f"{name}_scale", ir.Tensor(scale)),
-                self.edit.constant(f"{name}_zero_point", ir.Tensor(np.zeros(channels, np.int32))),
+                self._constant(f"{name}_scale", scale),
+                self._constant(f"{name}_zero_point", np.zeros(channels, np.int32)),
             )
             shaped = ir.Value(name=name, shape=ir.Shape([channels]))
             node.replace_input_with(2, self._dequantized(node, constants, 0, shaped))

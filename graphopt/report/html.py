@@ -215,8 +215,9 @@ def _cards(data: ReportData) -> list[tuple[str, Figure, str]]:
     for key, label in _CARDS:
         figure = found.get(key)
         if figure is not None:
-            change = 0 if figure.before is None else figure.after - figure.before
-            cards.append((label, figure, "down" if change < 0 else "up" if change > 0 else "same"))
+            # The sign of what is shown: a change that rounds to nothing has no direction.
+            direction = {"+": "up", "-": "down"}.get(figure.change[:1], "same")
+            cards.append((label, figure, direction))
     return cards
 
 

@@ -12,8 +12,8 @@ def lower_bound(graph: UnitGraph, order: Sequence[int], runs: Sequence[int]) -> 
     """Return the bytes that every order of the units needs at some unit.
 
     While a unit runs, every buffer is alive that an ancestor opened (or that came from before the
-    region) and that the unit or a descendant reads. A unit is looked at only when it could raise the
-    bound, which its bytes in a valid order tell.
+    region) and that the unit or a descendant reads. A unit is looked at only when it could raise
+    the bound, which its bytes in a valid order tell.
 
     Args:
         graph: The units.

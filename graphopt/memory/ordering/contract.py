@@ -1,20 +1,20 @@
 """Joins steps that some best order runs back to back, so that the search has fewer units.
 
-Let L(D) be the bytes alive after the set D of steps ran; L is submodular: what a step adds to L only
-falls when more steps ran before it. A unit b is joined to its only predecessor a ...
+Let L(D) be the bytes alive after the set D of steps ran; L is submodular: what a step adds to L
+only falls when more steps ran before it. A unit b is joined to its only predecessor a ...
 
-1. *forwards*, when b never adds bytes (net(b) <= 0) and what b needs right after a is no more than a
-   itself needs. In any order b can be moved to just behind a: the steps between see no more bytes,
-   and more of their in-place writes are possible.
-2. *backwards*, when b is the only successor of a, a adds at least the bytes of all that it reads, and
-   a needs no more than b right after it. In any order a can be delayed to just before b: the steps
-   between see at least as many bytes less as the in-place writes that they lose by it.
+1. *forwards*, when b never adds bytes (net(b) <= 0) and what b needs right after a is no more than
+   a itself needs. In any order b can be moved to just behind a: the steps between see no more
+   bytes, and more of their in-place writes are possible.
+2. *backwards*, when b is the only successor of a, a adds at least the bytes of all that it reads,
+   and a needs no more than b right after it. In any order a can be delayed to just before b: the
+   steps between see at least as many bytes less as the in-place writes that they lose by it.
 
-Both conditions must hold whatever the favours of a and b are (see :mod:`.regions`). In (1) the worst
-case is that a has none: each lowers the bytes after a by a size and the need of a by no more. In (2)
-it is that a has all. This is the contraction of hills and valleys of Liu, "An application of generalized
-tree pebbling to sparse matrix factorization" (SIAM J. Algebraic Discrete Methods 8, 1987), section
-3, for the chains inside of any graph.
+Both conditions must hold whatever the favours of a and b are (see :mod:`.regions`). In (1) the
+worst case is that a has none: each lowers the bytes after a by a size and the need of a by no more.
+In (2) it is that a has all. This is the contraction of hills and valleys of Liu, "An application of
+generalized tree pebbling to sparse matrix factorization" (SIAM J. Algebraic Discrete Methods 8,
+1987), section 3, for the chains inside of any graph.
 """
 
 from collections import deque

@@ -1,21 +1,22 @@
 """What an order costs, as a function of the set of steps that ran.
 
-The bytes alive between two steps depend only on the set D of steps that ran: call them L(D). What is
-alive while a step runs depends only on D and the step, since an in-place write saves the bytes of a
-group exactly when the step is the last of its readers. L is submodular: the more steps ran, the less
-a further one adds. The search rests on these two facts.
+The bytes alive between two steps depend only on the set D of steps that ran: call them L(D). What
+is alive while a step runs depends only on D and the step, since an in-place write saves the bytes
+of a group exactly when the step is the last of its readers. L is submodular: the more steps ran,
+the less a further one adds. The search rests on these two facts.
 
-``Costs.runs_of`` gives the same bytes as ``resolve_aliases`` with ``lifetimes`` on the reordered
-dataflow, but for two things that depend on more than D: buffers that become the caller's by an
-in-place write (:mod:`.handover`) and pieces placed inside wholes (:mod:`.wholes`). Each is settled
-before the search, by a :class:`Sharing`.
+These are the bytes that ``resolve_aliases`` with ``lifetimes`` give for the reordered dataflow, but
+for two things that depend on more than D: buffers that become the caller's by an in-place write
+(:mod:`.handover`) and pieces placed inside wholes (:mod:`.wholes`). Each is settled before the
+search, by a :class:`Sharing`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from graphopt.memory.dataflow import Dataflow
-from graphopt.memory.ordering.groups import OUTSIDE, ArenaRules, Groups, padded
+from graphopt.memory.ordering.groups import OUTSIDE, Groups
+from graphopt.memory.placing import Rules, padded_size
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,7 @@ class Costs:
         return saved
 
 
-def costs_of(
-    flow: Dataflow, groups: Groups, rules: ArenaRules, sharing: Sharing | None = None
-) -> Costs:
+def costs_of(flow: Dataflow, groups: Groups, rules: Rules, sharing: Sharing | None = None) -> Costs:
     """Return the costs of ``flow`` when ``sharing`` is settled."""
     settled = sharing or Sharing()
     size, openers, readers, kept = _merged(groups, settled)
@@ -133,7 +132,7 @@ def costs_of(
         reads=[tuple(r) for r in reads],
         pairs=pairs,
         scratch=[
-            padded(step.scratch_bytes, rules.alignment) - settled.saves.get(number, 0)
+            padded_size(step.scratch_bytes, rules.alignment) - settled.saves.get(number, 0)
             for number, step in enumerate(flow.steps)
         ],
         preds=preds,
@@ -148,7 +147,9 @@ def _merged(
 ) -> tuple[list[int], list[tuple[int, ...]], list[tuple[int, ...]], list[bool]]:
     """Return sizes, openers, readers and kept flags after groups went inside others."""
     size = list(groups.size)
-    openers = [() if first == OUTSIDE else (first,) for first in groups.opener]
+    openers: list[tuple[int, ...]] = [
+        () if first == OUTSIDE else (first,) for first in groups.opener
+    ]
     readers = list(groups.readers)
     kept = list(groups.kept)
     for group in settled.free:

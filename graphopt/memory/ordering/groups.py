@@ -6,42 +6,15 @@ write or a part puts into one buffer depends on the order; the permissions are l
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from graphopt.memory.dataflow import Dataflow, Role, Step
+from graphopt.memory.placing import Rules, padded_size, segment_of
 
 OUTSIDE = -1
 """Opener of a group that is alive before the first step."""
 
 # A buffer takes the first of these roles that one of its values has, as in `liveness`.
 _ROLE_RANK = (Role.WEIGHT, Role.STATE, Role.INPUT, Role.OUTPUT, Role.ACTIVATION, Role.SCRATCH)
-_CALLERS = (Role.STATE, Role.INPUT, Role.OUTPUT)
-
-
-class ArenaRules(Protocol):
-    """What the runtime does, as far as an order is concerned; ``planning.Rules`` is one."""
-
-    @property
-    def alignment(self) -> int:
-        """Sizes and offsets of parts are multiples of this."""
-
-    @property
-    def in_place(self) -> bool:
-        """The runtime writes in place where the last reader permits."""
-
-    @property
-    def io_in_arena(self) -> bool:
-        """Inputs and outputs count; else they are the caller's."""
-
-
-def padded(size: int, alignment: int) -> int:
-    """Return ``size`` rounded up to a multiple of ``alignment``."""
-    return -(-size // alignment) * alignment
-
-
-def is_counted(role: Role, *, io_in_arena: bool) -> bool:
-    """Return whether a buffer of ``role`` takes arena bytes."""
-    return role is not Role.WEIGHT and (io_in_arena or role not in _CALLERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +65,12 @@ class Groups:
     parts: list[Part] = field(default_factory=list)
 
 
-def groups_of(flow: Dataflow, rules: ArenaRules) -> Groups:
+def groups_of(flow: Dataflow, rules: Rules) -> Groups:
     """Return the view groups of ``flow``."""
     root = _view_roots(flow)
     count = max(root, default=-1) + 1
     raw = [0] * count
-    rank = [len(_ROLE_RANK)] * count
+    rank = [len(_ROLE_RANK) - 1] * count
     held = [False] * count
     opener: list[int | None] = [None] * count
     for index, value in enumerate(flow.values):
@@ -112,11 +85,13 @@ def groups_of(flow: Dataflow, rules: ArenaRules) -> Groups:
     kept = [False] * count
     for value_index in flow.results:
         kept[root[value_index]] = held[root[value_index]] = True
-    counted = [is_counted(_ROLE_RANK[r], io_in_arena=rules.io_in_arena) for r in rank]
+    counted = [segment_of(_ROLE_RANK[r], rules) == "arena" for r in rank]
     groups = Groups(
         root=root,
         raw_size=raw,
-        size=[padded(b, rules.alignment) if c else 0 for b, c in zip(raw, counted, strict=True)],
+        size=[
+            padded_size(b, rules.alignment) if c else 0 for b, c in zip(raw, counted, strict=True)
+        ],
         is_counted=counted,
         held=held,
         opener=[OUTSIDE if first is None else first for first in opener],

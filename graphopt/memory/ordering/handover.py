@@ -5,14 +5,14 @@ activation's whole buffer out of the arena, from the step that opened it. Whethe
 depends on which reader of the activation comes last, so it is not a fact about a set of steps that
 ran. It is settled here, before the search:
 
-1. A buffer is *handed over* in every order, or in none, when the other readers of the activation are
-   ancestors (or one is a descendant) of the step that would write over it. Nearly all are.
+1. A buffer is *handed over* in every order, or in none, when the other readers of the activation
+   are ancestors (or one is a descendant) of the step that would write over it. Nearly all are.
 2. For the others every outcome is one *variant*: extra edges between steps that make the outcome
    certain. The orders of all variants together are all orders, and in each variant the bytes are
-   again a function of the set of steps that ran. A variant that leaves a buffer counted allows every
-   order; the bytes it states are then an upper bound.
-3. Where the variants are too many, the first one (nothing uncertain is handed over) is searched, and
-   the lower bound comes from the *relaxed* costs, in which all of these buffers cost nothing.
+   again a function of the set of steps that ran. A variant that leaves a buffer counted allows
+   every order; the bytes it states are then an upper bound.
+3. Where the variants are too many, the first one (nothing uncertain is handed over) is searched,
+   and the lower bound comes from the *relaxed* costs, in which all of these buffers cost nothing.
 """
 
 from collections.abc import Iterable, Sequence

@@ -7,7 +7,7 @@ and *on demand*, which keeps a given order but delays what adds bytes until some
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from graphopt.memory.ordering.contract import UnitGraph
 
@@ -48,7 +48,7 @@ class Walk:
         return found.cost(favours)
 
     def run(self, unit: int) -> tuple[list[int], list[int]]:
-        """Run ``unit``; return the units that became ready, and those that cost less from now on."""
+        """Run ``unit``; return the units that became ready, and those that cost less now."""
         hill, net = self.cost(unit)
         extra = 0 if self.order else self.graph.region.first_bytes
         self.peak = max(self.peak, self.level + hill + extra)
@@ -190,8 +190,8 @@ def _post_order(graph: UnitGraph, operands: Callable[[int], Iterable[int]]) -> l
     return order
 
 
-def on_demand(graph: UnitGraph, base: Sequence[int] | None = None) -> list[int]:
-    """Return ``base`` with what adds bytes delayed until a reader needs it.
+def on_demand(graph: UnitGraph) -> list[int]:
+    """Return the given order with what adds bytes delayed until a reader needs it.
 
     A unit that adds no bytes runs as soon as it is ready; one that adds some waits until a unit
     that reads it, directly or not, has its turn.
@@ -219,11 +219,13 @@ def on_demand(graph: UnitGraph, base: Sequence[int] | None = None) -> list[int]:
             if walk.done[unit]:
                 continue
             ready, cheaper = walk.run(unit)
-            for other in (*ready, *cheaper):
-                if not walk.done[other] and not walk.missing[other] and walk.cost(other)[1] <= 0:
-                    waiting.append(other)
+            waiting.extend(
+                other
+                for other in (*ready, *cheaper)
+                if not walk.done[other] and not walk.missing[other] and walk.cost(other)[1] <= 0
+            )
 
-    for unit in range(len(graph.units)) if base is None else base:
+    for unit in range(len(graph.units)):
         if walk.done[unit]:
             continue
         if graph.succs[unit] and (walk.missing[unit] or walk.cost(unit)[1] > 0):

@@ -13,8 +13,8 @@ from heapq import merge
 
 from graphopt.memory.ordering.contract import UnitGraph
 
-# Pieces of one subtree beyond this are joined from the front, where hills are highest: it bounds the
-# work, and such a result proves nothing.
+# Pieces of one subtree beyond this are joined from the front, where hills are highest: it bounds
+# the work, and such a result proves nothing.
 _MOST_PIECES = 400
 
 
@@ -90,7 +90,9 @@ def _tree_costs(graph: UnitGraph, parent: list[int]) -> tuple[bool, list[tuple[i
     In any other graph a group ends in the parent of the unit that opens it.
     """
     region = graph.region
-    owner = {g: u for u, found in enumerate(graph.units) for s in found.steps for g in region.opens[s]}
+    owner = {
+        g: u for u, found in enumerate(graph.units) for s in found.steps for g in region.opens[s]
+    }
     is_tree = not graph.openers and all(len(succs) <= 1 for succs in graph.succs)
     is_tree &= not region.first_bytes
     costs = []
@@ -106,7 +108,7 @@ def _tree_costs(graph: UnitGraph, parent: list[int]) -> tuple[bool, list[tuple[i
 
 
 def _merged(branches: list[list[_Piece]]) -> list[_Piece]:
-    """Return the pieces of independent branches in one sequence, cut at its own hills and valleys."""
+    """Return the pieces of independent branches in one sequence, with its own hills and valleys."""
     result: list[_Piece] = []
     for piece in merge(*branches, key=lambda p: -p.key):
         _append(result, piece)

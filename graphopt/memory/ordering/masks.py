@@ -16,8 +16,8 @@ class MaskGraph:
         graph: The units.
         preds: Per unit the mask of the units that must run before it.
         everything: The mask of all units.
-        favours: Per unit its favours as (favour bit, users, is_ending): the group ends in the unit when
-            no user is left, or is open when a user ran.
+        favours: Per unit its favours as (favour bit, users, is_ending): the group ends in the unit
+            when no user is left, or is open when a user ran.
     """
 
     def __init__(self, graph: UnitGraph) -> None:
@@ -30,9 +30,7 @@ class MaskGraph:
         for unit in graph.units:
             endings = [(1 << bit, readers[g], True) for bit, g in enumerate(unit.ending)]
             shift = len(endings)
-            joints = [
-                (1 << shift + bit, openers[g], False) for bit, g in enumerate(unit.joint)
-            ]
+            joints = [(1 << shift + bit, openers[g], False) for bit, g in enumerate(unit.joint)]
             self.favours.append((*endings, *joints))
 
     def favours_of(self, unit: int, done: int) -> int:

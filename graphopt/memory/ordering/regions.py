@@ -1,13 +1,14 @@
 """A region: steps to be ordered between two fixed sets of steps, and units of such steps.
 
-Within a region only three kinds of groups matter: those that a step opens, those that may end in it,
-and those that may be written over. What is alive across the whole region is one number,
+Within a region only three kinds of groups matter: those that a step opens, those that may end in
+it, and those that may be written over. What is alive across the whole region is one number,
 ``base_bytes``.
 
 A *unit* is a run of steps that is executed without interruption. What it costs depends on what ran
 before it only through *favours*: one bit per group that ends in the unit because all other readers
-ran, and one per group that the unit need not open because another opener ran. Each favour lowers the
-bytes after the unit by the size of the group, and the most bytes during it by no more than that.
+ran, and one per group that the unit need not open because another opener ran. Each favour lowers
+the bytes after the unit by the size of the group, and the most bytes during it by no more than
+that.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -190,8 +191,8 @@ def cut_positions(costs: Costs, order: Sequence[int]) -> list[int]:
     """Return the positions where every order has run the same steps, ends included, ascending.
 
     A step that is an ancestor or a descendant of every other one has the same steps before it in
-    every order. In a given order it is found by two scans: all later steps descend from it when each
-    of them has a predecessor no earlier than it, and the same backwards. O(steps + edges).
+    every order. In a given order it is found by two scans: all later steps descend from it when
+    each of them has a predecessor no earlier than it, and the same backwards. O(steps + edges).
     """
     count = len(order)
     position = [0] * count

@@ -5,9 +5,9 @@ Depth first over sets of units that ran; L is the bytes alive after such a set:
 1. A set is expanded once.
 2. *Safe move*: a ready unit that stays within the budget and adds no bytes runs at once, without
    alternatives: since L is submodular, any order within the budget can be changed to run it now.
-3. *Valleys*: the same holds for several units in a row. When a set is reached whose L is no more than
-   that of a set on the path, every alternative of that earlier set is covered by what follows the
-   later one. So the path keeps only sets with increasing L, and a failure falls back below the
+3. *Valleys*: the same holds for several units in a row. When a set is reached whose L is no more
+   than that of a set on the path, every alternative of that earlier set is covered by what follows
+   the later one. So the path keeps only sets with increasing L, and a failure falls back below the
    valley.
 
 A search that ends without an order proves that none stays within the budget; the least excess seen
@@ -16,6 +16,7 @@ on the way is then what every order needs.
 
 import time
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from graphopt.memory.ordering.masks import MaskGraph
 
@@ -170,6 +171,14 @@ class _Search:
         )
 
 
+@dataclass(frozen=True)
+class _Link:
+    """The units on the way to a set, last one first."""
+
+    unit: int
+    before: "_Link | None"
+
+
 def beam_order(masks: MaskGraph, width: int) -> list[int]:
     """Return the best order found when ``width`` sets are kept at every length.
 
@@ -178,31 +187,32 @@ def beam_order(masks: MaskGraph, width: int) -> list[int]:
     region = masks.graph.region
     units, succs, preds = masks.graph.units, masks.graph.succs, masks.preds
     start = tuple(u for u, before in enumerate(preds) if not before)
-    # (peak, level, set, ready units, link to the path: (unit, link before))
-    beam: list[tuple[int, int, int, tuple[int, ...], tuple[int, object] | None]]
-    beam = [(region.base_bytes, region.base_bytes, 0, start, None)]
+    root: _Link | None = None
+    # (most bytes so far, bytes now, units that ran, ready units, the way there)
+    beam = [(region.base_bytes, region.base_bytes, 0, start, root)]
     for _ in units:
         best: dict[int, tuple[int, int, int, int]] = {}
-        for number, (peak, level, done, ready, _) in enumerate(beam):
+        for number, (peak, level, done, ready, _link) in enumerate(beam):
             first = 0 if done else region.first_bytes
             for unit in ready:
                 hill, net = units[unit].cost(masks.favours_of(unit, done))
-                after = done | 1 << unit
                 entry = (max(peak, level + hill + first), level + net, unit, number)
-                known = best.get(after)
-                if known is None or entry < known:
+                after = done | 1 << unit
+                if after not in best or entry < best[after]:
                     best[after] = entry
-        chosen = sorted(best.items(), key=lambda item: item[1])[:width]
         following = []
-        for after, (peak, level, unit, number) in chosen:
-            _, _, _, ready, link = beam[number]
-            still = tuple(u for u in ready if u != unit)
+        for after, (peak, level, unit, number) in sorted(best.items(), key=itemgetter(1))[:width]:
+            ready = tuple(u for u in beam[number][3] if u != unit)
             fresh = tuple(s for s in succs[unit] if not preds[s] & ~after)
-            following.append((peak, level, after, still + fresh, (unit, link)))
+            following.append((peak, level, after, ready + fresh, _link_to(unit, beam[number][4])))
         beam = following
     order: list[int] = []
-    link: object = beam[0][4]
-    while isinstance(link, tuple):
-        unit, link = link
-        order.append(unit)
+    link = beam[0][4]
+    while link is not None:
+        order.append(link.unit)
+        link = link.before
     return order[::-1]
+
+
+def _link_to(unit: int, before: _Link | None) -> _Link | None:
+    return _Link(unit, before)

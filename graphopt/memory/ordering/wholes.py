@@ -5,11 +5,11 @@
 1. *Joined*: a chosen set of parts is taken as placed. The whole then is alive from the first step
    that writes into it to the last reader of anything in it, which is a function of the steps that
    ran. This is a guess of what ``place_parts`` will do; the order found is judged by what it does.
-2. *Relaxed*: bytes that no placement can save are counted, the rest is not. A joined piece costs its
-   bytes until the join and nothing after it, and the join saves them; a cut piece costs nothing,
-   unless all that reads the whole is one step that cuts it into pieces that do not overlap. Every
-   order and every placement costs at least that, since the whole is at least as large as the pieces
-   in it. So a bound of the relaxed costs is a bound of the real ones.
+2. *Relaxed*: bytes that no placement can save are counted, the rest is not. A joined piece costs
+   its bytes until the join and nothing after it, and the join saves them; a cut piece costs
+   nothing, unless all that reads the whole is one step that cuts it into pieces that do not
+   overlap. Every order and every placement costs at least that, since the whole is at least as
+   large as the pieces in it. So a bound of the relaxed costs is a bound of the real ones.
 """
 
 from collections.abc import Collection, Iterable
@@ -24,7 +24,8 @@ def joined(groups: Groups, base: Sharing, steps: Collection[int] | None = None) 
     Args:
         groups: The groups with their parts.
         base: What else is settled.
-        steps: The joining and cutting steps whose parts are placed; None for all that promise to pay.
+        steps: The joining and cutting steps whose parts are placed; None for all that promise to
+            pay.
     """
     inside: dict[int, int] = {}
     versions: set[int] = set()
