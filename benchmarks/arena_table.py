@@ -25,11 +25,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from trained_networks import assets, dims_for, onnxsim_arena, same_rules  # noqa: E402
 
 import graphopt  # noqa: E402
+from benchmarks.trained_networks import assets, dims_for, onnxsim_arena, same_rules  # noqa: E402
 from graphopt.memory.aliasing import resolve_aliases  # noqa: E402
 from graphopt.memory.dataflow import Dataflow, Role  # noqa: E402
 from graphopt.memory.liveness import Lifetime, lifetimes, live_bytes  # noqa: E402

@@ -49,12 +49,12 @@ def make_model(folder: Path, layers: int) -> Path:
             nodes.append(helper.make_node("MatMul", [source, name], [f"m{layer}"]))
             nodes.append(helper.make_node("Relu", [f"m{layer}"], [f"h{layer}"]))
     nodes.append(helper.make_node("Identity", [f"h{layers - 1}"], ["y"]))
-    value = helper.make_tensor_value_info
+    info = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,
         "large",
-        [value("x", TensorProto.FLOAT, [1, _SIDE])],
-        [value("y", TensorProto.FLOAT, [1, _SIDE])],
+        [info("x", TensorProto.FLOAT, [1, _SIDE])],
+        [info("y", TensorProto.FLOAT, [1, _SIDE])],
         tensors,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)

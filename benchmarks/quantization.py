@@ -244,8 +244,7 @@ def integer_kernels(path: Path, scratch: Path) -> str:
     session(path, kept)
     counts = collections.Counter(node.op_type for node in onnx.load(kept).graph.node)
     integer = sum(
-        counts[name]
-        for name in ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
+        counts[name] for name in ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
     )
     plain = sum(counts[name] for name in ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul"))
     return f"{integer}/{integer + plain}"

@@ -79,7 +79,7 @@ def default_pipeline(
     pool = target.pool_for("activation")
     options = [
         f"alignment={pool.alignment}",
-        f"in_place={str(target.runtime.in_place).lower()}",
+        f"writes_in_place={str(target.runtime.in_place).lower()}",
         f"io_in_arena={str(target.runtime.io_in_arena).lower()}",
     ]
     first: tuple[str, ...] = ()

@@ -194,7 +194,7 @@ def _resize(edit: Edit, node: ir.Node, opset: int) -> bool:
 
 
 def _resized(edit: Edit, node: ir.Node, scales: ir.Value | None) -> bool:
-    """Put the ``Resize`` of opset 11 in the place of ``node``: it kept the old grid as an option."""
+    """Put the ``Resize`` of opset 11, which kept the old grid as an option, in its place."""
     attributes = [
         ir.AttrString("mode", _mode(node)),
         ir.AttrString("coordinate_transformation_mode", "asymmetric"),

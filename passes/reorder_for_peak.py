@@ -39,7 +39,7 @@ class ReorderForPeak(Pass):
         nodes: Nodes that the search may visit; 0 for the default of the effort.
         seconds: Wall-clock guard of the search.
         alignment: Bytes to which buffers are rounded up.
-        in_place: Whether the runtime writes in place.
+        writes_in_place: Whether the runtime writes in place.
         io_in_arena: Whether inputs and outputs live in the arena.
         sizes: Sizes of named dimensions as ``name=size``; others count at their upper bounds.
 
@@ -55,7 +55,7 @@ class ReorderForPeak(Pass):
     nodes: int = 0
     seconds: float = 30.0
     alignment: int = 64
-    in_place: bool = True
+    writes_in_place: bool = True
     io_in_arena: bool = False
     sizes: tuple[str, ...] = ()
 
@@ -71,7 +71,7 @@ class ReorderForPeak(Pass):
             )
         program = program_of(model)
         upper_bounds = model.meta.get(UPPER_BOUNDS_KEY) or {}
-        rules = Rules(self.alignment, self.in_place, self.io_in_arena)
+        rules = Rules(self.alignment, self.writes_in_place, self.io_in_arena)
         wanted = parse_sizes(self.sizes)
         named = {name: size for name, size in wanted.items() if name in program.bounds}
         sizes = choose_bindings(program, named, upper_bounds)

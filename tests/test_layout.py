@@ -18,6 +18,7 @@ LAYERS = (
     ("targets",),
     ("ir",),
     ("memory",),
+    ("quantization",),
     (
         "safe_files",
         "isolation",
