@@ -255,7 +255,9 @@ def metric(values: dict[str, float]) -> tuple[str, float]:
     return next((name, float(value)) for name, value in values.items() if isinstance(value, float))
 
 
-def one(name: str, out: Path, target: str, module: ModuleType) -> dict[str, Any]:
+def one(
+    name: str, out: Path, target: str, module: ModuleType, goal: float | None
+) -> dict[str, Any]:
     """Quantize and measure one network; returns the row."""
     import graphopt
 
@@ -264,7 +266,13 @@ def one(name: str, out: Path, target: str, module: ModuleType) -> dict[str, Any]
     row: dict[str, Any] = {"network": name, "samples": len(feeds)}
     files = {"fp32": path}
     started = time.perf_counter()
-    result = graphopt.compile(path, target=target, precision="int8", calibration_data=feeds)
+    result = graphopt.compile(
+        path,
+        target=target,
+        precision="int8",
+        calibration_data=feeds,
+        verify=graphopt.Tolerance(sqnr_db=goal),
+    )
     files["ours"] = out / "ours" / path.name
     result.save(files["ours"])
     row["seconds"] = time.perf_counter() - started
@@ -306,7 +314,7 @@ def line(row: dict[str, Any]) -> str:
     before, after = row["arena"]
     cells.append(
         f"{row['sqnr']:>7.1f} {row['method']:<10}{row['returned']:>4}{row['seconds']:>7.1f}"
-        f"{after / before:>7.2f}"
+        f"{after / before if before else 1:>7.2f}"
     )
     return "".join(cells)
 
@@ -316,6 +324,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--target", default="cpu")
+    parser.add_argument("--goal", type=float, help="decibels; by default graphopt's own")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -333,7 +342,7 @@ def main() -> None:
     for name in NETWORKS:
         if options.only and name not in options.only:
             continue
-        rows.append(one(name, out, options.target, module))
+        rows.append(one(name, out, options.target, module, options.goal))
         print(line(rows[-1]), flush=True)
         if "ort_failed" in rows[-1]:
             print(f"    onnxruntime's quantizer: {rows[-1]['ort_failed']}")

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from graphopt.ir.program import (
     OLDEST_OPSET_OF_FACTS,
     UPPER_BOUNDS_KEY,
     Program,
+    is_onnx,
 )
 from graphopt.ir.shapes import ShapeReport, infer_shapes
 from graphopt.limits import MemoryLimit, check_limits, resolve_limits
@@ -45,10 +46,10 @@ def compile_model(model: Any, example_inputs: Any, options: CompileOptions) -> C
         reports = _run_passes(program, target, options, upper_bounds, original)
         quantizer = None
         if options.precision == "int8":
-            quantizer = _quantize(program, target, options, upper_bounds, reports)
+            quantizer = _quantize(program, target, options, reports)
         planned, upper_bounds = plannable(program, options.bindings)
         plan = make_plan(
-            planned,
+            as_it_runs(planned, target),
             target,
             options.bindings,
             upper_bounds=upper_bounds,
@@ -91,6 +92,7 @@ def plan_model(
     resolved = resolve_target(target)
     program = load_program(model, example_inputs, options)
     planned, upper_bounds = plannable(program, bindings)
+    planned = as_it_runs(planned, resolved)
     return make_plan(
         planned, resolved, bindings, upper_bounds=upper_bounds, effort="exact", limits=limits
     )
@@ -302,11 +304,28 @@ def _run_passes(
     return PassPipeline(passes, tuple(instruments), options.progress).run(program)
 
 
+def as_it_runs(program: Program, target: Target) -> Program:
+    """Return ``program`` in the operators that the runtime of ``target`` computes.
+
+    onnxruntime computes nodes between Q and DQ in integer operators, and the floats between them
+    are never in memory. Without such nodes this is ``program`` itself.
+    """
+    if target.runtime.executes_with != "onnxruntime" or target.kind != "cpu":
+        return program
+    if not any(is_onnx(node, "QuantizeLinear") for node in program.graph):
+        return program
+    from graphopt.passes.fuse_qdq import FuseQdq
+
+    model = program.model.clone()
+    model.meta.update(program.model.meta)
+    FuseQdq()(model)
+    return replace(program, model=model)
+
+
 def _quantize(
     program: Program,
     target: Target,
     options: CompileOptions,
-    upper_bounds: Mapping[str, Dim],
     reports: list[PassReport],
 ) -> "Quantizer":
     """Quantize ``program`` in place for ``target``; adds to ``reports`` what the passes did."""
@@ -314,12 +333,13 @@ def _quantize(
     from graphopt.passes.raise_opset import RaiseOpset
 
     quantizer = Quantizer(program, target, options.calibration_data, tolerance=options.tolerance)
-    instruments: list[Instrument] = [MeasureMemory(target, options.bindings, upper_bounds)]
+    # What the float graph around the conversions would take is nobody's memory: not measured.
     for make in (RaiseOpset, quantizer.run):
-        pipeline = PassPipeline((make(),), tuple(instruments), options.progress)
+        pipeline = PassPipeline((make(),), (), options.progress)
         for report in pipeline.run(program):
             report.index = len(reports) + 1
             reports.append(report)
+    quantizer.forget()
     return quantizer
 
 

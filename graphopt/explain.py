@@ -1,5 +1,7 @@
 """Why a tensor is alive at the peak, where it lies, and what became of a node."""
 
+from typing import TYPE_CHECKING
+
 from graphopt.errors import OptionError
 from graphopt.ir.program import FROM_NODES_KEY, FROM_PASS_KEY, Program, graphs_of
 from graphopt.memory.plan import MemoryPlan, PlannedBuffer
@@ -7,8 +9,17 @@ from graphopt.pipeline.options import near_miss
 from graphopt.pipeline.pipeline import PassReport
 from graphopt.units import format_bytes
 
+if TYPE_CHECKING:
+    from graphopt.numerics.quantize import Quantization
 
-def explain_name(name: str, plan: MemoryPlan, program: Program, reports: list[PassReport]) -> str:
+
+def explain_name(
+    name: str,
+    plan: MemoryPlan,
+    program: Program,
+    reports: list[PassReport],
+    quantization: "Quantization | None" = None,
+) -> str:
     """Return sentences about the tensor or node called ``name``.
 
     Raises:
@@ -21,6 +32,8 @@ def explain_name(name: str, plan: MemoryPlan, program: Program, reports: list[Pa
             for skip in report.skipped
             if skip.node == name
         ]
+    if quantization is not None:
+        lines += about_quantization(name, quantization)
     if lines:
         return "\n".join(lines)
     known = [alias.value for b in plan.buffers for alias in b.values]
@@ -95,4 +108,27 @@ def _about_node(name: str, plan: MemoryPlan, program: Program) -> list[str]:
             elif name != node.name and name in origin.split(","):
                 made = node.metadata_props.get(FROM_PASS_KEY, "")
                 lines.append(f"pass {made} replaced '{name}' by '{node.name}'")
+    return lines
+
+
+def about_quantization(name: str, quantization: "Quantization") -> list[str]:
+    """Return sentences on why the node called ``name`` is integer or float."""
+    lines = []
+    kernels = quantization.kernels
+    if name in quantization.returned:
+        lines.append(f"'{name}' is float: in int8 it costs too much accuracy")
+    elif name in quantization.reasons:
+        reason, detail = quantization.reasons[name]
+        lines.append(f"'{name}' is float: {reason} {detail}".rstrip())
+    if name in quantization.layers:
+        lines.append(
+            f"'{name}' is placed as int8; its result is {quantization.layers[name]:.1f} dB from "
+            "the float model"
+        )
+    if kernels is not None and name in kernels.kernels:
+        why = kernels.float_nodes.get(name)
+        lines.append(
+            f"onnxruntime computes it with {kernels.kernels[name]}"
+            + (f", not in integers: {why}" if why else "")
+        )
     return lines

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.errors import OptionError, UnsupportedError
+from graphopt.errors import OptionError
 from graphopt.ir.program import Program
 from graphopt.memory.plan import MemoryPlan
 from graphopt.numerics.compare import Comparison
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from graphopt.numerics.quantize import Quantization
     from graphopt.report.html import ReportData
 
-_UNSERVED_SUFFIXES = (".pt2", ".ts", ".pt")
+_TORCH_SUFFIXES = (".ts", ".pt2")
+_HINT = "save as .onnx, .ts (TorchScript) or .pt2"
 
 
 @dataclass
@@ -37,6 +38,8 @@ class CompileResult:
         limits: Bytes allowed per pool.
         input_files: Files that belong to the input and are never written.
         input_bytes: Size of the input files; None for a model from memory.
+        example_inputs: The user's samples, which the torch formats are traced and compared on;
+            None: seeded ones.
         output_bytes: Size of the files of the last ``save``.
         quantization: What quantization measured, and why each node is integer or float; None when
             nothing was quantized.
@@ -53,6 +56,7 @@ class CompileResult:
     input_files: tuple[Path, ...] = ()
     input_bytes: int | None = None
     output_bytes: int | None = None
+    example_inputs: Any = field(default=None, repr=False)
     quantization: "Quantization | None" = None
 
     def save(
@@ -61,7 +65,9 @@ class CompileResult:
         """Write the model; the suffix of ``path`` chooses the format.
 
         Args:
-            path: ``.onnx``.
+            path: ``.onnx``, ``.ts`` (TorchScript) or ``.pt2`` (an exported program of torch). The
+                torch formats are read back and, when the compile was verified, compared with the
+                program in onnxruntime before anything is written.
             external_data: Weights beside the model (True), inside it (False), or by size (None:
                 beside it above 1 GiB).
 
@@ -70,20 +76,36 @@ class CompileResult:
 
         Raises:
             OptionError: the suffix names no format.
+            UnsupportedError: the model has no torch form, or torch is not installed.
+            VerificationError: the file, read back, does not compute what the program computes.
             OutputError: nothing could be written; what was there before is still there.
         """
         target = Path(path)
-        if target.suffix in _UNSERVED_SUFFIXES:
-            raise UnsupportedError(
-                "format-not-served",
-                f"writing '{target.suffix}' is not served by this version",
-                hint="save as .onnx",
+        if target.suffix in _TORCH_SUFFIXES:
+            if external_data:
+                raise OptionError(
+                    "external-data-format",
+                    f"a '{target.suffix}' file holds its weights itself: '{target}'",
+                    hint="leave external_data out, or save as .onnx",
+                )
+            from graphopt.numerics.torch_files import save_for_torch
+
+            files = save_for_torch(
+                self.program,
+                target,
+                plan=self.plan,
+                verify=self.verification is not None,
+                tolerance=None if self.verification is None else self.verification.tolerance,
+                example_inputs=self.example_inputs,
+                inputs=self.input_files,
             )
+            self.output_bytes = sum(file.stat().st_size for file in files)
+            return files
         if target.suffix != ".onnx":
             raise OptionError(
                 "format-unknown",
                 f"no format has the suffix '{target.suffix}': '{target}'",
-                hint="save as .onnx",
+                hint=_HINT,
             )
         from graphopt.backends.emit_onnx import emit_onnx
 
@@ -115,7 +137,7 @@ class CompileResult:
         """
         from graphopt.explain import explain_name
 
-        return explain_name(name, self.plan, self.program, self.report)
+        return explain_name(name, self.plan, self.program, self.report, self.quantization)
 
     def report_data(self) -> "ReportData":
         """Return the data that tables and the HTML report show."""

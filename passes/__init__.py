@@ -27,6 +27,7 @@ REGISTRY: dict[str, str] = {
     "fuse-activation": "graphopt.passes.fuse_activation:FuseActivation",
     "fuse-bias": "graphopt.passes.fuse_bias:FuseBias",
     "fuse-pad": "graphopt.passes.fuse_pad:FusePad",
+    "fuse-qdq": "graphopt.passes.fuse_qdq:FuseQdq",
     "infer-shapes": "graphopt.passes.infer_shapes:InferShapes",
     "insert-qdq": "graphopt.passes.insert_qdq:InsertQdq",
     "lift-constants": "graphopt.passes.lift_constants:LiftConstants",

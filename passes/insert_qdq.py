@@ -53,6 +53,8 @@ class InsertQdq(Pass):
         integer_bias: Store biases as int32.
         operators: Operators with integer kernels; empty for all known.
         keep_float: Names of nodes to leave alone.
+        store_kept: Store the weights of nodes that ``keep_float`` names as int8 all the same: the
+            file stays small, and each run widens them.
         ranges: Ranges as ``value=low:high``; empty for those that calibration left in the model.
 
     Example:
@@ -72,6 +74,7 @@ class InsertQdq(Pass):
     integer_bias: bool = True
     operators: tuple[str, ...] = ()
     keep_float: tuple[str, ...] = ()
+    store_kept: bool = True
     ranges: tuple[str, ...] = ()
 
     def call(self, model: ir.Model) -> PassResult:
@@ -89,7 +92,7 @@ class InsertQdq(Pass):
         for node, (reason, detail) in placement.reasons.items():
             edit.skip(reason, node, detail)
         if any(rule.kind == "linear" for rule in placement.integer.values()):
-            emit(edit, placement, description, plan)
+            emit(edit, placement, description, plan, store_kept=self.store_kept)
         return edit.result()
 
     def _plan(self) -> Plan:

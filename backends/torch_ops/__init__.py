@@ -20,7 +20,6 @@ from graphopt.backends.torch_ops import (
     resize,
     sequences,
     shapes,
-    signal,
 )
 
 __all__ = [
@@ -38,5 +37,4 @@ __all__ = [
     "resize",
     "sequences",
     "shapes",
-    "signal",
 ]

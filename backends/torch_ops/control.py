@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphopt.backends.torch_ops.small import Small, numbers_of, shape_numbers, tensor_of
+from graphopt.backends.torch_ops.small import (
+    Small,
+    is_tracing,
+    numbers_of,
+    shape_numbers,
+    tensor_of,
+)
 from graphopt.errors import UnsupportedError
 
 Body = Callable[..., tuple[Any, ...]]
@@ -22,13 +28,24 @@ def if_(condition: Any, then_body: Body, else_body: Body, *captures: Any) -> tup
     picked = _known(condition)
     if picked is not None:
         return _called(then_body if picked else else_body, captures)
-    if torch.jit.is_tracing():
+    if is_tracing():
         raise UnsupportedError(
             "torch-control-flow", "a condition that depends on the inputs cannot be traced"
         )
-    operands = tuple(tensor_of(value) for value in captures)
-    result = torch.cond(tensor_of(condition).reshape([]), then_body, else_body, operands)
-    return tuple(result)
+    operands = tuple(value for value in captures if isinstance(value, Tensor))
+    first, second = _of_tensors(then_body, captures), _of_tensors(else_body, captures)
+    return tuple(torch.cond(tensor_of(condition).reshape([]), first, second, operands))
+
+
+def _of_tensors(body: Body, captures: tuple[Any, ...]) -> Body:
+    """Return the body as a function of those captures that are tensors; numbers are bound."""
+
+    def run(*tensors: Tensor) -> tuple[Any, ...]:
+        left = iter(tensors)
+        given = [next(left) if isinstance(value, Tensor) else value for value in captures]
+        return tuple(value.clone() for value in _called(body, tuple(given)))
+
+    return run
 
 
 def _known(condition: Any) -> bool | None:
@@ -36,7 +53,7 @@ def _known(condition: Any) -> bool | None:
     if isinstance(condition, Small):
         item = condition.items[0]
         return None if isinstance(item, Tensor) else bool(item)
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if is_tracing() or torch.compiler.is_compiling():
         return None
     return bool(numbers_of(condition)[0])
 
@@ -46,9 +63,9 @@ def _called(body: Body, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def loop(trips: Any, condition: Any, body: Body, states: int, outputs: int, *values: Any) -> (
-    tuple[Any, ...]
-):
+def loop(
+    trips: Any, condition: Any, body: Body, states: int, outputs: int, *values: Any
+) -> tuple[Any, ...]:
     """Run a body again and again, the number of times known while torch traces.
 
     Args:
@@ -64,7 +81,7 @@ def loop(trips: Any, condition: Any, body: Body, states: int, outputs: int, *val
     collected: list[list[Any]] = [[] for _ in range(outputs)]
     going = condition
     limit = None if trips is None else numbers_of(trips)[0]
-    tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    tracing = is_tracing() or torch.compiler.is_compiling()
     if tracing and not isinstance(limit, int):
         raise UnsupportedError(
             "torch-control-flow", "a Loop whose number of rounds depends on the inputs"
@@ -95,9 +112,17 @@ def _stacked(elements: list[Any]) -> Any:
     return torch.stack(elements)
 
 
-def scan(body: Body, states: int, scanned: int, outputs: int, input_axes: list[int],
-         input_reversed: list[int], output_axes: list[int], output_reversed: list[int],
-         *values: Any) -> tuple[Any, ...]:
+def scan(
+    body: Body,
+    states: int,
+    scanned: int,
+    outputs: int,
+    input_axes: list[int],
+    input_reversed: list[int],
+    output_axes: list[int],
+    output_reversed: list[int],
+    *values: Any,
+) -> tuple[Any, ...]:
     """Run a body over the slices of some inputs; their number is that of the sample."""
     current = list(values[:states])
     slices = [tensor_of(v) for v in values[states : states + scanned]]

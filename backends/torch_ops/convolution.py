@@ -26,8 +26,9 @@ _MAX_POOL: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3:
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
-def same_pads(x: Tensor, kernel: list[int], strides: list[int], dilations: list[int],
-              lower: bool) -> tuple[list[Number], list[Number]]:
+def same_pads(
+    x: Tensor, kernel: list[int], strides: list[int], dilations: list[int], lower: bool
+) -> tuple[list[Number], list[Number]]:
     """Return what is padded before and after each axis so that sizes are divided by strides."""
     before, after = [], []
     for i, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True)):
@@ -39,8 +40,14 @@ def same_pads(x: Tensor, kernel: list[int], strides: list[int], dilations: list[
     return before, after
 
 
-def resolve_pads(x: Tensor, kernel: list[int], strides: list[int], dilations: list[int],
-                 auto_pad: str, pads: list[int] | None) -> tuple[list[Number], list[Number]]:
+def resolve_pads(
+    x: Tensor,
+    kernel: list[int],
+    strides: list[int],
+    dilations: list[int],
+    auto_pad: str,
+    pads: list[int] | None,
+) -> tuple[list[Number], list[Number]]:
     """Return what is padded before and after each axis."""
     rank = len(kernel)
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
@@ -61,9 +68,18 @@ def _symmetric(before: list[Number], after: list[Number]) -> bool:
 
 
 @op("Conv")
-def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, auto_pad: str = "NOTSET",
-         dilations: list[int] | None = None, group: int = 1, kernel_shape: list[int] | None = None,
-         pads: list[int] | None = None, strides: list[int] | None = None) -> Tensor:
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: list[int] | None = None,
+    group: int = 1,
+    kernel_shape: list[int] | None = None,
+    pads: list[int] | None = None,
+    strides: list[int] | None = None,
+) -> Tensor:
     """Return the convolution of ONNX."""
     rank = x.dim() - 2
     if rank not in _CONV:
@@ -77,11 +93,20 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, auto_pad: str
 
 
 @op("ConvTranspose")
-def _conv_transpose(x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
-                    auto_pad: str = "NOTSET", dilations: list[int] | None = None, group: int = 1,
-                    kernel_shape: list[int] | None = None, output_padding: list[int] | None = None,
-                    output_shape: list[int] | None = None, pads: list[int] | None = None,
-                    strides: list[int] | None = None) -> Tensor:
+def _conv_transpose(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: list[int] | None = None,
+    group: int = 1,
+    kernel_shape: list[int] | None = None,
+    output_padding: list[int] | None = None,
+    output_shape: list[int] | None = None,
+    pads: list[int] | None = None,
+    strides: list[int] | None = None,
+) -> Tensor:
     rank = x.dim() - 2
     step, spread = strides or [1] * rank, dilations or [1] * rank
     extra = list(output_padding or [0] * rank)
@@ -102,9 +127,17 @@ def _conv_transpose(x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
     return _transposed(x, weight, bias, step, spread, group, extra, before, after)
 
 
-def _transposed(x: Tensor, weight: Tensor, bias: Tensor | None, step: list[int],
-                spread: list[int], group: int, extra: list[Number], before: list[Number],
-                after: list[Number]) -> Tensor:
+def _transposed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    step: list[int],
+    spread: list[int],
+    group: int,
+    extra: list[Number],
+    before: list[Number],
+    after: list[Number],
+) -> Tensor:
     function = _CONV_TRANSPOSE[x.dim() - 2]
     if _symmetric(before, after) and all(
         isinstance(e, int) and e < max(s, d) for e, s, d in zip(extra, step, spread, strict=True)
@@ -119,21 +152,46 @@ def _transposed(x: Tensor, weight: Tensor, bias: Tensor | None, step: list[int],
 
 
 @op("FusedConv", domain="com.microsoft")
-def _fused_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, z: Tensor | None = None, *,
-                activation: str = "", activation_params: list[float] | None = None,
-                auto_pad: str = "NOTSET", dilations: list[int] | None = None, group: int = 1,
-                kernel_shape: list[int] | None = None, pads: list[int] | None = None,
-                strides: list[int] | None = None) -> Tensor:
-    y = conv(x, weight, bias, auto_pad=auto_pad, dilations=dilations, group=group,
-             kernel_shape=kernel_shape, pads=pads, strides=strides)
+def _fused_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    z: Tensor | None = None,
+    *,
+    activation: str = "",
+    activation_params: list[float] | None = None,
+    auto_pad: str = "NOTSET",
+    dilations: list[int] | None = None,
+    group: int = 1,
+    kernel_shape: list[int] | None = None,
+    pads: list[int] | None = None,
+    strides: list[int] | None = None,
+) -> Tensor:
+    y = conv(
+        x,
+        weight,
+        bias,
+        auto_pad=auto_pad,
+        dilations=dilations,
+        group=group,
+        kernel_shape=kernel_shape,
+        pads=pads,
+        strides=strides,
+    )
     y = y if z is None else y + z
     if activation == "Relu":
         return torch.relu(y)
     raise UnsupportedError("torch-operator-form", f"FusedConv with activation '{activation}'")
 
 
-def _ceil_pads(x: Tensor, kernel: list[int], step: list[int], spread: list[int],
-               before: list[Number], after: list[Number]) -> list[Number]:
+def _ceil_pads(
+    x: Tensor,
+    kernel: list[int],
+    step: list[int],
+    spread: list[int],
+    before: list[Number],
+    after: list[Number],
+) -> list[Number]:
     """Return how much more is padded at the end so that rounding down gives what ceil mode gives.
 
     A window that would start in the padding at the end does not count.
@@ -167,10 +225,18 @@ def _windows(x: Tensor, kernel: list[int], step: list[int], spread: list[int]) -
 
 
 @op("MaxPool", several=True)
-def _max_pool(x: Tensor, *, auto_pad: str = "NOTSET", ceil_mode: int = 0,
-              dilations: list[int] | None = None, kernel_shape: list[int],
-              pads: list[int] | None = None, storage_order: int = 0,
-              strides: list[int] | None = None, count: int) -> tuple[Tensor, ...]:
+def _max_pool(
+    x: Tensor,
+    *,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: list[int] | None = None,
+    kernel_shape: list[int],
+    pads: list[int] | None = None,
+    storage_order: int = 0,
+    strides: list[int] | None = None,
+    count: int,
+) -> tuple[Tensor, ...]:
     rank = len(kernel_shape)
     step, spread = strides or [1] * rank, dilations or [1] * rank
     before, after = resolve_pads(x, kernel_shape, step, spread, auto_pad, pads)
@@ -205,7 +271,7 @@ def _element_numbers(x: Tensor, column_major: bool) -> Tensor:
     else:
         numbers = numbers.reshape(inside)
     planes = torch.arange(sizes[0] * sizes[1]) * product(inside)
-    return numbers + planes.reshape([sizes[0], sizes[1], *[1] * len(inside)])
+    return numbers + planes.reshape([sizes[0], sizes[1], *[1] * len(inside)])  # type: ignore[no-any-return]  # numbers are Any
 
 
 def _pool_sum(x: Tensor, kernel: list[int], step: list[int], spread: list[int]) -> Tensor:
@@ -220,10 +286,17 @@ _AVERAGE: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 
 
 
 @op("AveragePool")
-def _average_pool(x: Tensor, *, auto_pad: str = "NOTSET", ceil_mode: int = 0,
-                  count_include_pad: int = 0, dilations: list[int] | None = None,
-                  kernel_shape: list[int], pads: list[int] | None = None,
-                  strides: list[int] | None = None) -> Tensor:
+def _average_pool(
+    x: Tensor,
+    *,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    count_include_pad: int = 0,
+    dilations: list[int] | None = None,
+    kernel_shape: list[int],
+    pads: list[int] | None = None,
+    strides: list[int] | None = None,
+) -> Tensor:
     rank = len(kernel_shape)
     step, spread = strides or [1] * rank, dilations or [1] * rank
     before, after = resolve_pads(x, kernel_shape, step, spread, auto_pad, pads)
@@ -242,18 +315,24 @@ def _average_pool(x: Tensor, *, auto_pad: str = "NOTSET", ceil_mode: int = 0,
     if plain:
         size = product(kernel_shape)
         pool = _AVERAGE[rank]
-        return pool(padded, kernel_shape, step) * size / (
-            pool(counted, kernel_shape, step) * size
-        )
+        return pool(padded, kernel_shape, step) * size / (pool(counted, kernel_shape, step) * size)  # type: ignore[no-any-return]  # numbers are Any
     return _pool_sum(padded, kernel_shape, step, spread) / _pool_sum(
         counted, kernel_shape, step, spread
     )
 
 
 @op("LpPool")
-def _lp_pool(x: Tensor, *, auto_pad: str = "NOTSET", ceil_mode: int = 0,
-             dilations: list[int] | None = None, kernel_shape: list[int], p: int = 2,
-             pads: list[int] | None = None, strides: list[int] | None = None) -> Tensor:
+def _lp_pool(
+    x: Tensor,
+    *,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: list[int] | None = None,
+    kernel_shape: list[int],
+    p: int = 2,
+    pads: list[int] | None = None,
+    strides: list[int] | None = None,
+) -> Tensor:
     rank = len(kernel_shape)
     step, spread = strides or [1] * rank, dilations or [1] * rank
     before, after = resolve_pads(x, kernel_shape, step, spread, auto_pad, pads)
@@ -281,9 +360,15 @@ def _global_lp_pool(x: Tensor, *, p: int = 2) -> Tensor:
 
 
 @op("MaxUnpool")
-def _max_unpool(x: Tensor, indices: Tensor, output_shape: Tensor | None = None, *,
-                kernel_shape: list[int], pads: list[int] | None = None,
-                strides: list[int] | None = None) -> Tensor:
+def _max_unpool(
+    x: Tensor,
+    indices: Tensor,
+    output_shape: Tensor | None = None,
+    *,
+    kernel_shape: list[int],
+    pads: list[int] | None = None,
+    strides: list[int] | None = None,
+) -> Tensor:
     rank = len(kernel_shape)
     step, edge = strides or [1] * rank, pads or [0] * (2 * rank)
     sizes = shape_numbers(x)

@@ -65,6 +65,11 @@ def to_computable(x: Tensor) -> Tensor:
     return x.to(torch.float32) if x.dtype in _NARROW else x
 
 
+def as_type(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``x`` in a type, without a call of torch where it has that type."""
+    return x if x.dtype is dtype else x.to(dtype)
+
+
 def torch_type(number: int) -> torch.dtype:
     """Return the torch type that keeps elements of an ONNX type; KeyError when there is none."""
     return TORCH_TYPES[number] if number in TORCH_TYPES else BYTE_TYPES[number]

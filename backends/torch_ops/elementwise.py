@@ -13,12 +13,14 @@ from graphopt.backends.torch_ops.dtypes import (
     BYTE_TYPES,
     NUMBERS,
     TORCH_TYPES,
+    as_type,
     is_float8,
     to_computable,
     torch_type,
 )
 from graphopt.backends.torch_ops.registry import op
 from graphopt.backends.torch_ops.small import (
+    Number,
     Small,
     broadcast,
     divide,
@@ -26,6 +28,7 @@ from graphopt.backends.torch_ops.small import (
     minimum,
     numbers_of,
     tensor_of,
+    whole,
 )
 from graphopt.errors import UnsupportedError
 
@@ -60,7 +63,7 @@ _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
 
 def _in_computable_type(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     def run(x: Tensor) -> Tensor:
-        return function(to_computable(x)).to(x.dtype)
+        return as_type(function(to_computable(x)), x.dtype)
 
     run.__name__ = run.__qualname__ = f"_{getattr(function, '__name__', 'unary')}"
     return run
@@ -75,13 +78,13 @@ def _plain(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
 
 
 for _name, _function in _UNARY.items():
-    _same = _name not in ("IsNaN", "BitwiseNot", "Det")
+    _same = _name not in ("IsNaN", "Det")
     op(_name)(_in_computable_type(_function) if _same else _plain(_function))
 
 
 def _integer_safe(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def run(x: Tensor) -> Tensor:
-        return function(to_computable(x)).to(x.dtype)
+        return as_type(function(to_computable(x)), x.dtype)
 
     return run
 
@@ -104,15 +107,15 @@ def _floor(x: Any) -> Any:
 def _rounded(x: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if not isinstance(x, Small):
         return function(x)
-    items = []
+    items: list[Number] = []
     for item in x.items:
         if isinstance(item, Tensor):
             items.append(function(item))
         elif isinstance(item, float):
             items.append(float(function(torch.tensor(item, dtype=torch.float64))))
         else:
-            ceil = torch.sym_int(-torch.sym_int(-item)) if function is torch.ceil else None
-            items.append(torch.sym_int(item) if ceil is None else ceil)
+            ceil = whole(-whole(-item)) if function is torch.ceil else None
+            items.append(whole(item) if ceil is None else ceil)
     return x.like(items)
 
 
@@ -144,8 +147,8 @@ def _binary(a: Any, b: Any, numbers: Any, tensors: Callable[[Tensor, Tensor], Te
         left, right, scalar = broadcast(a, b)
         items = [numbers(x, y) for x, y in zip(left, right, strict=True)]
         return a.like(items, scalar)
-    left, right = tensor_of(a), tensor_of(b)
-    return tensors(to_computable(left), to_computable(right)).to(left.dtype)
+    first, second = tensor_of(a), tensor_of(b)
+    return as_type(tensors(to_computable(first), to_computable(second)), first.dtype)
 
 
 def _in_order(a: Any, b: Any, axis: int | None) -> Any:
@@ -207,7 +210,7 @@ def _pow(a: Tensor, b: Tensor, *, broadcast: int = 0, axis: int | None = None) -
     exponent = to_computable(exponent)
     if exponent.dtype.is_floating_point and not base.dtype.is_floating_point:
         return torch.pow(base.to(exponent.dtype), exponent).to(a.dtype)
-    return torch.pow(base, exponent).to(a.dtype)
+    return as_type(torch.pow(base, exponent), a.dtype)
 
 
 @op("Max", small=True)
@@ -239,8 +242,7 @@ def _compare(a: Any, b: Any, numbers: Any, tensors: Callable[[Tensor, Tensor], T
             return Small(tuple(items), torch.bool, scalar)
         # A comparison of sizes holds for every size or for none, else torch guards it.
         return Small(tuple(bool(item) for item in items), torch.bool, scalar)
-    left, right = tensor_of(a), tensor_of(b)
-    return tensors(to_computable(left), to_computable(right))
+    return tensors(to_computable(tensor_of(a)), to_computable(tensor_of(b)))
 
 
 @op("Equal", small=True)
@@ -284,7 +286,7 @@ def _xor(a: Tensor, b: Tensor, *, broadcast: int = 0, axis: int | None = None) -
 
 
 def _bitwise(a: Tensor, b: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    return function(to_computable(a), to_computable(b)).to(a.dtype)
+    return as_type(function(to_computable(a), to_computable(b)), a.dtype)
 
 
 @op("BitwiseAnd")
@@ -424,12 +426,12 @@ def _clip(
     low: Any = None,
     high: Any = None,
     *,
-    min: float | None = None,  # noqa: A002
+    min: float | None = None,
     max: float | None = None,
-) -> Tensor:  # noqa: A002 - the names of ONNX
+) -> Tensor:
     x = tensor_of(x)
     wide = to_computable(x)
-    bounds = []
+    bounds: list[Any] = []
     for bound, attribute in ((low, min), (high, max)):
         if isinstance(bound, Small) and bound.is_plain:
             bounds.append(bound.items[0])
@@ -441,10 +443,10 @@ def _clip(
             wide = torch.maximum(wide, torch.as_tensor(lower, dtype=wide.dtype))
         if upper is not None:
             wide = torch.minimum(wide, torch.as_tensor(upper, dtype=wide.dtype))
-        return wide.to(x.dtype)
+        return as_type(wide, x.dtype)
     if bounds == [None, None]:
-        return x
-    return torch.clamp(wide, *bounds).to(x.dtype)
+        return x  # type: ignore[no-any-return]  # numbers are Any
+    return as_type(torch.clamp(wide, *bounds), x.dtype)
 
 
 @op("IsInf")
@@ -459,7 +461,7 @@ def _is_inf(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) ->
 
 @op("Cast", small=True)
 def _cast(x: Any, *, to: int, saturate: int = 1, round_mode: str = "up") -> Any:
-    if isinstance(x, Small) and to in (1, 6, 7, 11):
+    if isinstance(x, Small) and to in (1, 6, 7, 9, 11):
         return _cast_numbers(x, torch_type(to))
     x = tensor_of(x)
     if to not in TORCH_TYPES:
@@ -479,15 +481,22 @@ def _cast(x: Any, *, to: int, saturate: int = 1, round_mode: str = "up") -> Any:
     return x.to(dtype)
 
 
+def _float(item: Number) -> Number:
+    convert: Callable[[Number], Number] = torch.sym_float
+    return convert(item)
+
+
 def _cast_numbers(x: Small, dtype: torch.dtype) -> Small:
-    items = []
+    items: list[Number] = []
     for item in x.items:
         if isinstance(item, Tensor):
             items.append(item.to(dtype))
+        elif dtype is torch.bool:
+            items.append(bool(item != 0))
         elif dtype.is_floating_point:
-            items.append(torch.sym_float(item))
+            items.append(_float(item))
         else:
-            items.append(int(item) if isinstance(item, (bool, float)) else torch.sym_int(item))
+            items.append(int(item) if isinstance(item, (bool, float)) else whole(item))
     return Small(tuple(items), dtype, x.scalar)
 
 
@@ -505,8 +514,11 @@ def _to_e8m0(x: Tensor, saturate: bool, round_mode: str) -> Tensor:
 
 
 @op("CastLike", small=True)
-def _cast_like(x: Any, like: Any, *, saturate: int = 1, round_mode: str = "up") -> Any:
-    return _cast(x, to=NUMBERS[like.dtype], saturate=saturate, round_mode=round_mode)
+def _cast_like(
+    x: Any, like: Any, *, saturate: int = 1, round_mode: str = "up", like_number: int = 0
+) -> Any:
+    to = like_number or NUMBERS[like.dtype]
+    return _cast(x, to=to, saturate=saturate, round_mode=round_mode)
 
 
 @op("BitCast")
@@ -523,6 +535,7 @@ def _dropout(
     training: Any = None,
     *,
     seed: int = 0,
+    attribute_ratio: float | None = None,
     is_test: int = 0,
     opset: int,
     count: int,

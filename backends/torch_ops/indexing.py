@@ -15,6 +15,7 @@ from graphopt.backends.torch_ops.small import (
     product,
     shape_numbers,
     tensor_of,
+    whole,
 )
 from graphopt.errors import UnsupportedError
 
@@ -67,8 +68,9 @@ _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
 @op("ScatterElements", "Scatter")
-def _scatter_elements(x: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0,
-                      reduction: str = "none") -> Tensor:
+def _scatter_elements(
+    x: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none"
+) -> Tensor:
     index = _wrapped(indices, x.shape[axis])
     if reduction == "none":
         return x.scatter(axis, index, updates)
@@ -96,8 +98,8 @@ def _scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str =
 @op("OneHot", small=True)
 def _one_hot(indices: Any, depth: Any, values: Any, *, axis: int = -1) -> Tensor:
     index = tensor_of(indices)
-    size = numbers_of(depth)[0]
-    size = size if isinstance(size, Tensor) else torch.sym_int(size)
+    size: Number = numbers_of(depth)[0]
+    size = size if isinstance(size, Tensor) else whole(size)
     place = index.unsqueeze(axis if axis >= 0 else axis + index.dim() + 1)
     axis = axis + place.dim() if axis < 0 else axis
     choices = torch.arange(size).reshape([-1, *[1] * (place.dim() - 1 - axis)])
@@ -115,8 +117,16 @@ def _non_zero(x: Tensor) -> Tensor:
 
 
 @op("TopK", small=True, several=True)
-def _top_k(x: Any, k: Any = None, *, axis: int = -1, largest: int = 1, sorted: int = 1,  # noqa: A002
-           attribute_k: int | None = None, count: int) -> tuple[Tensor, ...]:
+def _top_k(
+    x: Any,
+    k: Any = None,
+    *,
+    axis: int = -1,
+    largest: int = 1,
+    sorted: int = 1,
+    attribute_k: int | None = None,
+    count: int,
+) -> tuple[Tensor, ...]:
     x = tensor_of(x)
     number = numbers_of(k)[0] if attribute_k is None else attribute_k
     # A stable sort: of equal elements the one with the lower index comes first.
@@ -126,9 +136,9 @@ def _top_k(x: Any, k: Any = None, *, axis: int = -1, largest: int = 1, sorted: i
 
 
 @op("Unique", several=True)
-def _unique(x: Tensor, *, axis: int | None = None, sorted: int = 1, count: int) -> (  # noqa: A002
-    tuple[Tensor, ...]
-):
+def _unique(
+    x: Tensor, *, axis: int | None = None, sorted: int = 1, count: int
+) -> tuple[Tensor, ...]:
     flat = x.reshape(-1) if axis is None else x
     dim = 0 if axis is None else axis
     values, inverse, counts = torch.unique(
@@ -151,8 +161,15 @@ def _compress(x: Tensor, condition: Tensor, *, axis: int | None = None) -> Tenso
 
 
 @op("NonMaxSuppression", small=True)
-def _non_max_suppression(boxes: Any, scores: Any, most: Any = None, overlap: Any = None,
-                         least: Any = None, *, center_point_box: int = 0) -> Tensor:
+def _non_max_suppression(
+    boxes: Any,
+    scores: Any,
+    most: Any = None,
+    overlap: Any = None,
+    least: Any = None,
+    *,
+    center_point_box: int = 0,
+) -> Tensor:
     limit = 0 if most is None else int(numbers_of(most)[0])
     threshold = 0.0 if overlap is None else float(numbers_of(overlap)[0])
     floor = float("-inf") if least is None else float(numbers_of(least)[0])
@@ -172,9 +189,7 @@ def _non_max_suppression(boxes: Any, scores: Any, most: Any = None, overlap: Any
     return suppress(corners, tensor_of(scores), limit, threshold, floor)
 
 
-def _suppress(
-    boxes: Tensor, scores: Tensor, limit: int, threshold: float, floor: float
-) -> Tensor:
+def _suppress(boxes: Tensor, scores: Tensor, limit: int, threshold: float, floor: float) -> Tensor:
     picked = []
     for batch in range(scores.shape[0]):
         for label in range(scores.shape[1]):

@@ -11,6 +11,7 @@ from graphopt.backends.torch_ops.small import (
     Number,
     Small,
     ceil_divide,
+    cut_index,
     is_known,
     maximum,
     minimum,
@@ -36,15 +37,20 @@ def _concat(*inputs: Any, axis: int = 1) -> Any:
 
 
 @op("Split", small=True, several=True)
-def _split(x: Any, sizes: Any = None, *, axis: int = 0, split: list[int] | None = None,
-           num_outputs: int | None = None, count: int) -> tuple[Any, ...]:
+def _split(
+    x: Any,
+    sizes: Any = None,
+    *,
+    axis: int = 0,
+    split: list[int] | None = None,
+    num_outputs: int | None = None,
+    count: int,
+) -> tuple[Any, ...]:
     if isinstance(x, Small):
         given = plain_ints(sizes) if sizes is not None else split
         lengths = _equal_parts(len(x.items), count) if given is None else given
         starts = [sum(lengths[:i]) for i in range(len(lengths))]
-        return tuple(
-            x.like(x.items[s : s + n]) for s, n in zip(starts, lengths, strict=True)
-        )
+        return tuple(x.like(x.items[s : s + n]) for s, n in zip(starts, lengths, strict=True))
     if sizes is not None:
         return tuple(torch.split(x, numbers_of(sizes), axis))
     if split is not None:
@@ -61,9 +67,17 @@ def _equal_parts(size: int, count: int) -> list[int]:
 
 
 @op("Slice", small=True)
-def _slice(x: Any, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None, *,
-           attribute_axes: list[int] | None = None, attribute_starts: list[int] | None = None,
-           attribute_ends: list[int] | None = None) -> Any:
+def _slice(
+    x: Any,
+    starts: Any = None,
+    ends: Any = None,
+    axes: Any = None,
+    steps: Any = None,
+    *,
+    attribute_axes: list[int] | None = None,
+    attribute_starts: list[int] | None = None,
+    attribute_ends: list[int] | None = None,
+) -> Any:
     first = numbers_of(starts) if attribute_starts is None else attribute_starts
     last = numbers_of(ends) if attribute_ends is None else attribute_ends
     where = attribute_axes if axes is None else plain_ints(axes)
@@ -108,9 +122,17 @@ def _mirrored(bound: Number, size: Number) -> Number:
 
 
 @op("Pad", small=True)
-def _pad(x: Any, pads: Any = None, value: Any = None, axes: Any = None, *, mode: str = "constant",
-         attribute_pads: list[int] | None = None, paddings: list[int] | None = None,
-         attribute_value: float | None = None) -> Tensor:
+def _pad(
+    x: Any,
+    pads: Any = None,
+    value: Any = None,
+    axes: Any = None,
+    *,
+    mode: str = "constant",
+    attribute_pads: list[int] | None = None,
+    paddings: list[int] | None = None,
+    attribute_value: float | None = None,
+) -> Tensor:
     x = tensor_of(x)
     amounts = (attribute_pads or paddings) if pads is None else numbers_of(pads)
     assert amounts is not None
@@ -147,7 +169,7 @@ def _pad_by_index(x: Tensor, before: list[Number], after: list[Number], mode: st
             continue
         places = torch.arange(size + low + high) - low
         if mode == "edge":
-            places = torch.minimum(places.clamp(min=0), torch.as_tensor(size) - 1)
+            places = cut_index(places, size)
         elif mode == "wrap":
             places = torch.remainder(places, size)
         else:
@@ -216,13 +238,13 @@ def _center_crop_pad(x: Any, shape: Any, *, axes: list[int] | None = None) -> Te
         low = _whole(extra, 2)
         flat: list[Number] = [0] * (2 * (x.dim() - 1 - (axis % x.dim())))
         x = F.pad(x, [*flat, low, extra - low])
-    return x
+    return x  # type: ignore[no-any-return]  # numbers are Any
 
 
 @op("ReverseSequence")
-def _reverse_sequence(x: Tensor, lengths: Tensor, *, batch_axis: int = 1, time_axis: int = 0) -> (
-    Tensor
-):
+def _reverse_sequence(
+    x: Tensor, lengths: Tensor, *, batch_axis: int = 1, time_axis: int = 0
+) -> Tensor:
     y = x.movedim((batch_axis, time_axis), (0, 1))
     time = torch.arange(y.shape[1]).unsqueeze(0)
     limit = lengths.unsqueeze(1)
@@ -232,19 +254,32 @@ def _reverse_sequence(x: Tensor, lengths: Tensor, *, batch_axis: int = 1, time_a
 
 
 @op("Col2Im", small=True)
-def _col2im(x: Any, image_shape: Any, block_shape: Any, *, dilations: list[int] | None = None,
-            pads: list[int] | None = None, strides: list[int] | None = None) -> Tensor:
+def _col2im(
+    x: Any,
+    image_shape: Any,
+    block_shape: Any,
+    *,
+    dilations: list[int] | None = None,
+    pads: list[int] | None = None,
+    strides: list[int] | None = None,
+) -> Tensor:
     x = tensor_of(x)
     image, block = numbers_of(image_shape), plain_ints(block_shape)
     rank = len(block)
     spread, edge, step = dilations or [1] * rank, pads or [0] * 2 * rank, strides or [1] * rank
     if rank == 2 and edge[:2] == edge[2:]:
-        return F.fold(x, image, block, dilation=spread, padding=edge[:2], stride=step)
+        return torch._C._nn.col2im(x, image, block, spread, edge[:2], step)
     return _col2im_any(x, plain_ints(image), block, spread, edge, step)
 
 
-def _col2im_any(x: Tensor, image: list[int], block: list[int], spread: list[int],
-                edge: list[int], step: list[int]) -> Tensor:
+def _col2im_any(
+    x: Tensor,
+    image: list[int],
+    block: list[int],
+    spread: list[int],
+    edge: list[int],
+    step: list[int],
+) -> Tensor:
     """Add every block at its place of a padded image; sizes are those of the sample."""
     rank = len(block)
     padded = [image[i] + edge[i] + edge[i + rank] for i in range(rank)]
@@ -265,8 +300,14 @@ def _col2im_any(x: Tensor, image: list[int], block: list[int], spread: list[int]
 
 
 @op("TensorScatter")
-def _tensor_scatter(past: Tensor, update: Tensor, write: Tensor | None = None, *, axis: int = -2,
-                    mode: str = "linear") -> Tensor:
+def _tensor_scatter(
+    past: Tensor,
+    update: Tensor,
+    write: Tensor | None = None,
+    *,
+    axis: int = -2,
+    mode: str = "linear",
+) -> Tensor:
     axis = axis + past.dim() if axis < 0 else axis
     length = update.shape[axis]
     start = torch.zeros([past.shape[0]], dtype=torch.int64) if write is None else write

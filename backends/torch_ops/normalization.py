@@ -8,7 +8,7 @@ from torch import Tensor
 
 from graphopt.backends.torch_ops.dtypes import torch_type
 from graphopt.backends.torch_ops.registry import op
-from graphopt.backends.torch_ops.small import shape_numbers
+from graphopt.backends.torch_ops.small import is_tracing, shape_numbers
 from graphopt.errors import UnsupportedError
 
 
@@ -18,12 +18,22 @@ def per_channel(parameter: Tensor, rank: int) -> Tensor:
 
 
 @op("BatchNormalization", several=True)
-def _batch_normalization(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *,
-                         epsilon: float = 1e-5, momentum: float = 0.9, training_mode: int = 0,
-                         spatial: int = 1, is_test: int | None = None,
-                         consumed_inputs: list[int] | None = None, opset: int, count: int) -> (
-    tuple[Tensor, ...]
-):
+def _batch_normalization(
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    *,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+    training_mode: int = 0,
+    spatial: int = 1,
+    is_test: int | None = None,
+    consumed_inputs: list[int] | None = None,
+    opset: int,
+    count: int,
+) -> tuple[Tensor, ...]:
     if not spatial:
         raise UnsupportedError("torch-operator-form", "BatchNormalization that is not spatial")
     trains = training_mode or (opset < 14 and count > 1) or (opset < 7 and not is_test)
@@ -39,8 +49,9 @@ def _batch_normalization(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, v
     return (result, *running)[:count]
 
 
-def _normalized(x: Tensor, mean: Tensor, var: Tensor, scale: Tensor, bias: Tensor,
-                epsilon: float) -> Tensor:
+def _normalized(
+    x: Tensor, mean: Tensor, var: Tensor, scale: Tensor, bias: Tensor, epsilon: float
+) -> Tensor:
     rank = x.dim()
     factor = per_channel(scale * torch.rsqrt(var + epsilon), rank)
     shifted = (x - per_channel(mean, rank)) * factor + per_channel(bias, rank)
@@ -48,8 +59,14 @@ def _normalized(x: Tensor, mean: Tensor, var: Tensor, scale: Tensor, bias: Tenso
 
 
 @op("InstanceNormalization")
-def _instance_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e-5,
-                            consumed_inputs: list[int] | None = None) -> Tensor:
+def _instance_normalization(
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    *,
+    epsilon: float = 1e-5,
+    consumed_inputs: list[int] | None = None,
+) -> Tensor:
     axes = list(range(2, x.dim()))
     centred = x - torch.mean(x, axes, keepdim=True)
     spread = torch.mean(centred * centred, axes, keepdim=True)
@@ -58,8 +75,16 @@ def _instance_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: 
 
 
 @op("GroupNormalization")
-def _group_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int,
-                         epsilon: float = 1e-5, stash_type: int = 1, opset: int) -> Tensor:
+def _group_normalization(
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    *,
+    num_groups: int,
+    epsilon: float = 1e-5,
+    stash_type: int = 1,
+    opset: int,
+) -> Tensor:
     if opset >= 21:
         return F.group_norm(x, num_groups, scale, bias, epsilon)
     normal = F.group_norm(x, num_groups, None, None, epsilon)
@@ -70,10 +95,16 @@ def _group_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: 
 
 
 @op("LayerNormalization", several=True)
-def _layer_normalization(x: Tensor, scale: Tensor, bias: Tensor | None = None, *, axis: int = -1,
-                         epsilon: float = 1e-5, stash_type: int = 1, count: int) -> (
-    tuple[Tensor, ...]
-):
+def _layer_normalization(
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-5,
+    stash_type: int = 1,
+    count: int,
+) -> tuple[Tensor, ...]:
     kind = torch_type(stash_type)
     axes = list(range(axis + x.dim() if axis < 0 else axis, x.dim()))
     if count == 1 and kind is x.dtype and scale.dim() == len(axes) and _plain_sizes(scale):
@@ -88,12 +119,13 @@ def _layer_normalization(x: Tensor, scale: Tensor, bias: Tensor | None = None, *
 
 def _plain_sizes(scale: Tensor) -> bool:
     # A weight: sizes of a tensor that is computed would have to be asked from the tracer.
-    return isinstance(scale, torch.nn.Parameter) and not torch.jit.is_tracing()
+    return isinstance(scale, torch.nn.Parameter) and not is_tracing()
 
 
 @op("RMSNormalization")
-def _rms_normalization(x: Tensor, scale: Tensor, *, axis: int = -1, epsilon: float = 1e-5,
-                       stash_type: int = 1) -> Tensor:
+def _rms_normalization(
+    x: Tensor, scale: Tensor, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
+) -> Tensor:
     axes = list(range(axis + x.dim() if axis < 0 else axis, x.dim()))
     wide = x.to(torch_type(stash_type))
     factor = torch.rsqrt(torch.mean(wide * wide, axes, keepdim=True) + epsilon)
@@ -101,9 +133,9 @@ def _rms_normalization(x: Tensor, scale: Tensor, *, axis: int = -1, epsilon: flo
 
 
 @op("LRN")
-def _lrn(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> (
-    Tensor
-):
+def _lrn(
+    x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
+) -> Tensor:
     squares = (x * x).unsqueeze(1)
     pads = [0, 0] * (x.dim() - 2) + [(size - 1) // 2, size // 2]
     around = F.pad(squares, pads)
@@ -128,7 +160,14 @@ def _mean_variance_normalization(x: Tensor, *, axes: list[int] | None = None) ->
 
 
 @op("SkipLayerNormalization", domain="com.microsoft")
-def _skip_layer_normalization(x: Tensor, skip: Tensor, gamma: Tensor, beta: Any = None,
-                              bias: Any = None, *, epsilon: float = 1e-12) -> Tensor:
+def _skip_layer_normalization(
+    x: Tensor,
+    skip: Tensor,
+    gamma: Tensor,
+    beta: Any = None,
+    bias: Any = None,
+    *,
+    epsilon: float = 1e-12,
+) -> Tensor:
     total = x + skip if bias is None else x + skip + bias
     return F.layer_norm(total, [int(gamma.shape[0])], gamma, beta, epsilon)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from graphopt.backends.torch_ops.convolution import conv
 from graphopt.backends.torch_ops.dtypes import (
-    BYTE_TYPES,
     NUMBERS,
     RANGES,
     is_float8,
@@ -50,11 +49,20 @@ def quantize(x: Tensor, scale: Tensor, zero: Tensor | None, number: int) -> Tens
 
 
 @op("QuantizeLinear")
-def _quantize_linear(x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1,
-                     block_size: int = 0, output_dtype: int = 0, precision: int = 0,
-                     saturate: int = 1, zero_number: int = 0) -> Tensor:
+def _quantize_linear(
+    x: Tensor,
+    scale: Tensor,
+    zero: Tensor | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    output_dtype: int = 0,
+    precision: int = 0,
+    saturate: int = 1,
+    zero_number: int = 0,
+) -> Tensor:
     number = output_dtype or zero_number or (2 if zero is None else NUMBERS[zero.dtype])
-    if number not in RANGES and not (number in (17, 18, 19, 20)):
+    if number not in RANGES and number not in (17, 18, 19, 20):
         raise UnsupportedError("torch-operator-form", f"QuantizeLinear to data type {number}")
     factor = _spread(scale, x, axis, block_size)
     wide = x.to(torch_type(precision)) if precision else x.to(torch.float32)
@@ -66,8 +74,15 @@ def _quantize_linear(x: Tensor, scale: Tensor, zero: Tensor | None = None, *, ax
 
 
 @op("DequantizeLinear")
-def _dequantize_linear(x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1,
-                       block_size: int = 0, output_dtype: int = 0) -> Tensor:
+def _dequantize_linear(
+    x: Tensor,
+    scale: Tensor,
+    zero: Tensor | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    output_dtype: int = 0,
+) -> Tensor:
     factor = _spread(scale, x, axis, block_size)
     kind = torch_type(output_dtype) if output_dtype else scale.dtype
     if is_float8(x.dtype):
@@ -106,8 +121,16 @@ def _requantized(total: Tensor, factor: Tensor, zero: Tensor) -> Tensor:
 
 
 @op("QLinearMatMul")
-def _qlinear_matmul(a: Tensor, a_scale: Tensor, a_zero: Tensor, b: Tensor, b_scale: Tensor,
-                    b_zero: Tensor, y_scale: Tensor, y_zero: Tensor) -> Tensor:
+def _qlinear_matmul(
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    b_zero: Tensor,
+    y_scale: Tensor,
+    y_zero: Tensor,
+) -> Tensor:
     left = _centred(a, a_zero, _row_shape(a_zero))
     right = _centred(b, b_zero)
     factor = (
@@ -125,8 +148,9 @@ def _rows(scale: Tensor) -> Tensor:
 
 
 @op("MatMulInteger")
-def _matmul_integer(a: Tensor, b: Tensor, a_zero: Tensor | None = None,
-                    b_zero: Tensor | None = None) -> Tensor:
+def _matmul_integer(
+    a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None
+) -> Tensor:
     left = _centred(a, a_zero, _row_shape(a_zero))
     return torch.matmul(left, _centred(b, b_zero)).to(torch.int64).to(torch.int32)
 
@@ -136,16 +160,30 @@ def _channels(zero: Tensor | None, rank: int) -> list[int] | None:
 
 
 @op("ConvInteger")
-def _conv_integer(x: Tensor, w: Tensor, x_zero: Tensor | None = None,
-                  w_zero: Tensor | None = None, **attributes: Any) -> Tensor:
+def _conv_integer(
+    x: Tensor,
+    w: Tensor,
+    x_zero: Tensor | None = None,
+    w_zero: Tensor | None = None,
+    **attributes: Any,
+) -> Tensor:
     weight = _centred(w, w_zero, _channels(w_zero, w.dim()))
     return conv(_centred(x, x_zero), weight, **attributes).to(torch.int64).to(torch.int32)
 
 
 @op("QLinearConv")
-def _qlinear_conv(x: Tensor, x_scale: Tensor, x_zero: Tensor, w: Tensor, w_scale: Tensor,
-                  w_zero: Tensor, y_scale: Tensor, y_zero: Tensor, bias: Tensor | None = None,
-                  **attributes: Any) -> Tensor:
+def _qlinear_conv(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    w_zero: Tensor,
+    y_scale: Tensor,
+    y_zero: Tensor,
+    bias: Tensor | None = None,
+    **attributes: Any,
+) -> Tensor:
     weight = _centred(w, w_zero, _channels(w_zero, w.dim()))
     shift = None if bias is None else bias.to(torch.float64)
     total = conv(_centred(x, x_zero), weight, shift, **attributes)
@@ -156,23 +194,48 @@ def _qlinear_conv(x: Tensor, x_scale: Tensor, x_zero: Tensor, w: Tensor, w_scale
 
 
 @op("QLinearAdd", domain="com.microsoft")
-def _qlinear_add(a: Tensor, a_scale: Tensor, a_zero: Tensor, b: Tensor, b_scale: Tensor,
-                 b_zero: Tensor, y_scale: Tensor, y_zero: Tensor) -> Tensor:
+def _qlinear_add(
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    b_zero: Tensor,
+    y_scale: Tensor,
+    y_zero: Tensor,
+) -> Tensor:
     left, right = _dequantize_linear(a, a_scale, a_zero), _dequantize_linear(b, b_scale, b_zero)
     return quantize(left + right, y_scale, y_zero, NUMBERS[y_zero.dtype])
 
 
 @op("QLinearMul", domain="com.microsoft")
-def _qlinear_mul(a: Tensor, a_scale: Tensor, a_zero: Tensor, b: Tensor, b_scale: Tensor,
-                 b_zero: Tensor, y_scale: Tensor, y_zero: Tensor) -> Tensor:
+def _qlinear_mul(
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    b_zero: Tensor,
+    y_scale: Tensor,
+    y_zero: Tensor,
+) -> Tensor:
     left, right = _dequantize_linear(a, a_scale, a_zero), _dequantize_linear(b, b_scale, b_zero)
     return quantize(left * right, y_scale, y_zero, NUMBERS[y_zero.dtype])
 
 
 @op("MatMulNBits", domain="com.microsoft")
-def _matmul_nbits(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor | None = None, *,
-                  K: int, N: int, bits: int = 4, block_size: int,  # noqa: N803 - ONNX's names
-                  accuracy_level: int = 0) -> Tensor:
+def _matmul_nbits(
+    x: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None = None,
+    *,
+    K: int,  # noqa: N803 - ONNX's names
+    N: int,  # noqa: N803
+    bits: int = 4,
+    block_size: int,
+    accuracy_level: int = 0,
+) -> Tensor:
     if bits not in (4, 8):
         raise UnsupportedError("torch-operator-form", f"MatMulNBits of {bits} bits")
     values = _unpacked(packed, bits).reshape([N, -1, block_size])

@@ -1,13 +1,14 @@
 """LSTM, GRU and RNN: torch's own kernels where they compute the same, else a loop over time."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops.scan import scan
 
 from graphopt.backends.torch_ops.registry import op
-from graphopt.backends.torch_ops.small import Number
 from graphopt.errors import UnsupportedError
 
 Cell = Callable[..., tuple[Tensor, ...]]
@@ -33,9 +34,9 @@ _ALPHAS = {"leakyrelu": 0.01, "thresholdedrelu": 1.0, "elu": 1.0, "hardsigmoid":
 _BETAS = {"hardsigmoid": 0.5}
 
 
-def _activations(names: list[str], alphas: list[float] | None, betas: list[float] | None) -> (
-    list[Callable[[Tensor], Tensor]]
-):
+def _activations(
+    names: list[str], alphas: list[float] | None, betas: list[float] | None
+) -> list[Callable[[Tensor], Tensor]]:
     """Return the functions; parameters are given in order to those that take one."""
     result: list[Callable[[Tensor], Tensor]] = []
     left_alphas, left_betas = list(alphas or []), list(betas or [])
@@ -47,7 +48,7 @@ def _activations(names: list[str], alphas: list[float] | None, betas: list[float
         a = left_alphas.pop(0) if takes_alpha and left_alphas else _ALPHAS.get(name, 1.0)
         b = left_betas.pop(0) if takes_beta and left_betas else _BETAS.get(name, 0.0)
         function = _ACTIVATIONS[name]
-        result.append(lambda x, f=function, a=a, b=b: f(x, a, b))
+        result.append(partial(function, a=a, b=b))
     return result
 
 
@@ -56,9 +57,9 @@ def _reordered(weight: Tensor, order: tuple[int, ...]) -> Tensor:
     return torch.cat([parts[i] for i in order], 0)
 
 
-def _torch_parameters(w: Tensor, r: Tensor, b: Tensor | None, order: tuple[int, ...]) -> (
-    list[Tensor]
-):
+def _torch_parameters(
+    w: Tensor, r: Tensor, b: Tensor | None, order: tuple[int, ...]
+) -> list[Tensor]:
     """Return the parameters torch's kernels take, direction by direction."""
     result = []
     for d in range(int(w.shape[0])):
@@ -103,10 +104,12 @@ def _reversed(x: Tensor, lengths: Tensor | None) -> Tensor:
     return x.gather(0, places.unsqueeze(-1).expand(x.shape))
 
 
-def _loop(x: Tensor, states: list[Tensor], lengths: Tensor | None, cell: Cell) -> (
-    tuple[Tensor, list[Tensor]]
-):
-    """Run a cell over time; the number of steps is that of the sample."""
+def _loop(
+    x: Tensor, states: list[Tensor], lengths: Tensor | None, cell: Cell
+) -> tuple[Tensor, list[Tensor]]:
+    """Run a cell over time; in a trace the number of steps is that of the sample."""
+    if torch.compiler.is_compiling() and not isinstance(x.shape[0], int) and lengths is None:
+        return _scanned(x, states, cell)
     outputs = []
     for t in range(int(x.shape[0])):
         fresh = cell(x[t], *states)
@@ -122,8 +125,30 @@ def _loop(x: Tensor, states: list[Tensor], lengths: Tensor | None, cell: Cell) -
     return torch.stack(outputs), states
 
 
-def _directions(x: Tensor, states: list[Tensor], lengths: Tensor | None, direction: str,
-                cells: Callable[[int], Cell]) -> tuple[Tensor, list[Tensor]]:
+def _scanned(x: Tensor, states: list[Tensor], cell: Cell) -> tuple[Tensor, list[Tensor]]:
+    """Run a cell over a time that is open under ``torch.export``."""
+
+    def step(carried: Any, part: Any) -> tuple[list[Tensor], list[Tensor]]:
+        element = part[0] if isinstance(part, (list, tuple)) else part
+        fresh = list(cell(element, *carried))
+        return fresh, [fresh[0].clone()]
+
+    finals, (y,) = scan(step, list(states), [x], dim=0)
+    return y, list(finals)
+
+
+def _follows_kernel(x: Tensor) -> bool:
+    """Return whether torch's own kernel may run: its export repeats every step of an open time."""
+    return isinstance(x.shape[0], int) or not torch.compiler.is_compiling()
+
+
+def _directions(
+    x: Tensor,
+    states: list[Tensor],
+    lengths: Tensor | None,
+    direction: str,
+    cells: Callable[[int], Cell],
+) -> tuple[Tensor, list[Tensor]]:
     count = int(states[0].shape[0])
     ys, finals = [], []
     for d in range(count):
@@ -140,7 +165,7 @@ def _clipped(x: Tensor, clip: float | None) -> Tensor:
     return x if clip is None else torch.clamp(x, -clip, clip)
 
 
-def _biases(b: Tensor | None, d: int) -> tuple[Number, Number]:
+def _biases(b: Tensor | None, d: int) -> tuple[Any, Any]:
     if b is None:
         return 0.0, 0.0
     first, second = b[d].chunk(2, 0)
@@ -152,20 +177,44 @@ def _is_default(names: list[str] | None, default: list[str]) -> bool:
 
 
 @op("LSTM", several=True)
-def _lstm(x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, lengths: Tensor | None = None,
-          h0: Tensor | None = None, c0: Tensor | None = None, p: Tensor | None = None, *,
-          activations: list[str] | None = None, activation_alpha: list[float] | None = None,
-          activation_beta: list[float] | None = None, clip: float | None = None,
-          direction: str = "forward", hidden_size: int, input_forget: int = 0, layout: int = 0,
-          output_sequence: int = 0, count: int) -> tuple[Tensor, ...]:
+def _lstm(
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None = None,
+    lengths: Tensor | None = None,
+    h0: Tensor | None = None,
+    c0: Tensor | None = None,
+    p: Tensor | None = None,
+    *,
+    activations: list[str] | None = None,
+    activation_alpha: list[float] | None = None,
+    activation_beta: list[float] | None = None,
+    clip: float | None = None,
+    direction: str = "forward",
+    hidden_size: int,
+    input_forget: int = 0,
+    layout: int = 0,
+    output_sequence: int = 0,
+    count: int,
+) -> tuple[Tensor, ...]:
     count_d = 2 if direction == "bidirectional" else 1
     x, (h0, c0) = _enter(x, layout, h0, c0)
     h, c = _state(h0, x, count_d, hidden_size), _state(c0, x, count_d, hidden_size)
-    plain = _is_default(activations, ["sigmoid", "tanh", "tanh"])
+    plain = _is_default(activations, ["sigmoid", "tanh", "tanh"]) and _follows_kernel(x)
     if plain and lengths is None and p is None and clip is None and not input_forget:
         source = x.flip(0) if direction == "reverse" else x
-        y, h, c = torch.lstm(source, (h, c), _torch_parameters(w, r, b, _LSTM_ORDER),
-                             b is not None, 1, 0.0, False, count_d == 2, False)
+        y, h, c = torch.lstm(
+            source,
+            (h, c),
+            _torch_parameters(w, r, b, _LSTM_ORDER),
+            b is not None,
+            1,
+            0.0,
+            False,
+            count_d == 2,
+            False,
+        )
         y = _sequence(y, count_d, hidden_size)
         y = y.flip(0) if direction == "reverse" else y
         return _finish(y, [h, c], layout, count)
@@ -179,7 +228,7 @@ def _lstm(x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, lengths: Ten
 
         def cell(step: Tensor, hidden: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
             gates = step @ w[d].t() + hidden @ r[d].t() + bias
-            i, o, forget, candidate = gates.chunk(4, 1)
+            i, o, forget, candidate = torch.split(gates, hidden_size, 1)
             i = f(_clipped(i + peep[0] * memory, clip))
             keep = 1 - i if input_forget else f(_clipped(forget + peep[2] * memory, clip))
             fresh = keep * memory + i * g(_clipped(candidate, clip))
@@ -193,35 +242,57 @@ def _lstm(x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, lengths: Ten
 
 
 @op("GRU", several=True)
-def _gru(x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, lengths: Tensor | None = None,
-         h0: Tensor | None = None, *, activations: list[str] | None = None,
-         activation_alpha: list[float] | None = None, activation_beta: list[float] | None = None,
-         clip: float | None = None, direction: str = "forward", hidden_size: int,
-         linear_before_reset: int = 0, layout: int = 0, output_sequence: int = 0, count: int) -> (
-    tuple[Tensor, ...]
-):
+def _gru(
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None = None,
+    lengths: Tensor | None = None,
+    h0: Tensor | None = None,
+    *,
+    activations: list[str] | None = None,
+    activation_alpha: list[float] | None = None,
+    activation_beta: list[float] | None = None,
+    clip: float | None = None,
+    direction: str = "forward",
+    hidden_size: int,
+    linear_before_reset: int = 0,
+    layout: int = 0,
+    output_sequence: int = 0,
+    count: int,
+) -> tuple[Tensor, ...]:
     count_d = 2 if direction == "bidirectional" else 1
     x, (h0,) = _enter(x, layout, h0)
     h = _state(h0, x, count_d, hidden_size)
-    plain = _is_default(activations, ["sigmoid", "tanh"])
+    plain = _is_default(activations, ["sigmoid", "tanh"]) and _follows_kernel(x)
     if plain and linear_before_reset and lengths is None and clip is None:
         source = x.flip(0) if direction == "reverse" else x
-        y, h = torch.gru(source, h, _torch_parameters(w, r, b, _GRU_ORDER), b is not None, 1, 0.0,
-                         False, count_d == 2, False)
+        y, h = torch.gru(
+            source,
+            h,
+            _torch_parameters(w, r, b, _GRU_ORDER),
+            b is not None,
+            1,
+            0.0,
+            False,
+            count_d == 2,
+            False,
+        )
         y = _sequence(y, count_d, hidden_size)
         y = y.flip(0) if direction == "reverse" else y
         return _finish(y, [h], layout, count)
-    functions = _activations(activations or ["sigmoid", "tanh"] * count_d, activation_alpha,
-                             activation_beta)
+    functions = _activations(
+        activations or ["sigmoid", "tanh"] * count_d, activation_alpha, activation_beta
+    )
 
     def cells(d: int) -> Cell:
         f, g = functions[2 * d : 2 * d + 2]
         first, second = _biases(b, d)
 
         def cell(step: Tensor, hidden: Tensor) -> tuple[Tensor]:
-            wz, wr, wh = (step @ w[d].t() + first).chunk(3, 1)
-            rz, rr, rh = (part for part in r[d].chunk(3, 0))
-            bz, br, bh = second.chunk(3, 0) if isinstance(second, Tensor) else (0.0, 0.0, 0.0)
+            wz, wr, wh = torch.split(step @ w[d].t() + first, hidden_size, 1)
+            rz, rr, rh = (part for part in torch.split(r[d], hidden_size, 0))
+            bz, br, bh = [0.0] * 3 if b is None else torch.split(second, hidden_size, 0)
             z = f(_clipped(wz + hidden @ rz.t() + bz, clip))
             reset = f(_clipped(wr + hidden @ rr.t() + br, clip))
             if linear_before_reset:
@@ -237,18 +308,41 @@ def _gru(x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, lengths: Tens
 
 
 @op("RNN", several=True)
-def _rnn(x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, lengths: Tensor | None = None,
-         h0: Tensor | None = None, *, activations: list[str] | None = None,
-         activation_alpha: list[float] | None = None, activation_beta: list[float] | None = None,
-         clip: float | None = None, direction: str = "forward", hidden_size: int,
-         layout: int = 0, output_sequence: int = 0, count: int) -> tuple[Tensor, ...]:
+def _rnn(
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None = None,
+    lengths: Tensor | None = None,
+    h0: Tensor | None = None,
+    *,
+    activations: list[str] | None = None,
+    activation_alpha: list[float] | None = None,
+    activation_beta: list[float] | None = None,
+    clip: float | None = None,
+    direction: str = "forward",
+    hidden_size: int,
+    layout: int = 0,
+    output_sequence: int = 0,
+    count: int,
+) -> tuple[Tensor, ...]:
     count_d = 2 if direction == "bidirectional" else 1
     x, (h0,) = _enter(x, layout, h0)
     h = _state(h0, x, count_d, hidden_size)
-    if _is_default(activations, ["tanh"]) and lengths is None and clip is None:
+    plain = _is_default(activations, ["tanh"]) and _follows_kernel(x)
+    if plain and lengths is None and clip is None:
         source = x.flip(0) if direction == "reverse" else x
-        y, h = torch.rnn_tanh(source, h, _torch_parameters(w, r, b, (0,)), b is not None, 1, 0.0,
-                              False, count_d == 2, False)
+        y, h = torch.rnn_tanh(
+            source,
+            h,
+            _torch_parameters(w, r, b, (0,)),
+            b is not None,
+            1,
+            0.0,
+            False,
+            count_d == 2,
+            False,
+        )
         y = _sequence(y, count_d, hidden_size)
         y = y.flip(0) if direction == "reverse" else y
         return _finish(y, [h], layout, count)

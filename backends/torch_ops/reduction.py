@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphopt.backends.torch_ops.dtypes import to_computable
+from graphopt.backends.torch_ops.dtypes import as_type, to_computable
 from graphopt.backends.torch_ops.registry import op
 from graphopt.backends.torch_ops.small import Small, plain_ints, product, tensor_of
 
@@ -15,10 +15,10 @@ Reduce = Callable[[Tensor, list[int], bool], Tensor]
 
 def _extreme(function: Callable[..., Tensor]) -> Reduce:
     def run(x: Tensor, axes: list[int], keep: bool) -> Tensor:
-        if x.dtype is torch.bool:
-            return function(x.to(torch.uint8), axes, keep).to(torch.bool)
         if 0 in [size for size in x.shape if isinstance(size, int)]:
             return _extreme_of_none(x, axes, keep, function is torch.amax)
+        if x.dtype is torch.bool:
+            return function(x.to(torch.uint8), axes, keep).to(torch.bool)
         return function(x, axes, keep)
 
     return run
@@ -26,6 +26,8 @@ def _extreme(function: Callable[..., Tensor]) -> Reduce:
 
 def _extreme_of_none(x: Tensor, axes: list[int], keep: bool, largest: bool) -> Tensor:
     """Return the neutral element where an axis has no elements."""
+    if x.dtype is torch.bool:
+        return torch.full_like(torch.sum(x, axes, keep), not largest, dtype=x.dtype)
     info = torch.finfo(x.dtype) if x.dtype.is_floating_point else torch.iinfo(x.dtype)
     fill: Any = info.min if largest else info.max
     if x.dtype.is_floating_point:
@@ -57,8 +59,14 @@ _OF_FLOATS = ("ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean")
 def _reduction(name: str) -> Callable[..., Any]:
     compute = _KINDS[name]
 
-    def run(x: Any, axes: Any = None, *, attribute_axes: list[int] | None = None,
-            keepdims: int = 1, noop_with_empty_axes: int = 0) -> Any:
+    def run(
+        x: Any,
+        axes: Any = None,
+        *,
+        attribute_axes: list[int] | None = None,
+        keepdims: int = 1,
+        noop_with_empty_axes: int = 0,
+    ) -> Any:
         if isinstance(x, Small) and name == "ReduceProd" and not x.scalar:
             return x.like([product(x.items)], scalar=not keepdims)
         x = tensor_of(x)
@@ -72,8 +80,8 @@ def _reduction(name: str) -> Callable[..., Any]:
             wide = wide.to(torch.float64)
         if not given:
             # torch takes an empty list for all axes.
-            return compute(wide.unsqueeze(0), [0], False).to(x.dtype)
-        return compute(wide, list(given), bool(keepdims)).to(x.dtype)
+            return as_type(compute(wide.unsqueeze(0), [0], False), x.dtype)
+        return as_type(compute(wide, list(given), bool(keepdims)), x.dtype)
 
     run.__name__ = run.__qualname__ = f"_{name.lower()}"
     return run
@@ -135,8 +143,14 @@ def _hardmax(x: Tensor, *, axis: int | None = None, opset: int) -> Tensor:
     return _one_at_maximum(x, -1 if axis is None else axis)
 
 
-def _cumulative(x: Tensor, axis: int, exclusive: int, reverse: int,
-                function: Callable[..., Tensor], neutral: int) -> Tensor:
+def _cumulative(
+    x: Tensor,
+    axis: int,
+    exclusive: int,
+    reverse: int,
+    function: Callable[..., Tensor],
+    neutral: int,
+) -> Tensor:
     wide = x.flip(axis) if reverse else x
     result = function(wide, axis)
     if exclusive:
@@ -163,8 +177,17 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 @op("Gemm")
-def _gemm(a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0,
-          transA: int = 0, transB: int = 0, broadcast: int = 0) -> Tensor:  # noqa: N803
+def _gemm(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,  # noqa: N803 - ONNX's name
+    transB: int = 0,  # noqa: N803
+    broadcast: int = 0,
+) -> Tensor:
     left = a.transpose(0, 1) if transA else a
     right = b.transpose(0, 1) if transB else b
     if not a.dtype.is_floating_point:
@@ -177,8 +200,14 @@ def _gemm(a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float = 1.0, 
 
 
 @op("FusedMatMul", domain="com.microsoft")
-def _fused_matmul(a: Tensor, b: Tensor, *, alpha: float = 1.0, transA: int = 0, transB: int = 0,
-                  ) -> Tensor:  # noqa: N803
+def _fused_matmul(
+    a: Tensor,
+    b: Tensor,
+    *,
+    alpha: float = 1.0,
+    transA: int = 0,  # noqa: N803 - ONNX's name
+    transB: int = 0,  # noqa: N803
+) -> Tensor:
     left = a.transpose(-2, -1) if transA else a
     right = b.transpose(-2, -1) if transB else b
     return alpha * torch.matmul(left, right)

@@ -21,12 +21,18 @@ class Operator:
             ``opset`` (version of the operator set) and ``count`` (number of outputs).
         several: Whether it returns a tuple with one entry per output, also when there is one.
         most_inputs: How many inputs it takes; None for any number.
+        any_attribute: Whether it hands attributes on to another function.
     """
 
     function: Callable[..., Any]
     keywords: frozenset[str]
     several: bool
     most_inputs: int | None
+    any_attribute: bool = False
+
+    def takes(self, name: str, *, exact: bool = False) -> bool:
+        """Return whether ``name`` is a keyword; ``exact``: one that the function spells out."""
+        return name in self.keywords or (self.any_attribute and not exact)
 
 
 REGISTRY: dict[tuple[str, str], Operator] = {}
@@ -53,11 +59,12 @@ def op(
         parameters = inspect.signature(function).parameters.values()
         keywords = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
         variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
         positional = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
         most = None if variadic else positional
         called = function if small else _with_tensors(function)
         for name in names:
-            REGISTRY[domain, name] = Operator(called, keywords, several, most)
+            REGISTRY[domain, name] = Operator(called, keywords, several, most, anything)
         return function
 
     return register

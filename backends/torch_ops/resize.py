@@ -10,12 +10,14 @@ from torch import Tensor
 from graphopt.backends.torch_ops.registry import op
 from graphopt.backends.torch_ops.small import (
     Number,
+    cut_index,
     is_known,
     numbers_of,
     plain_floats,
     plain_ints,
     shape_numbers,
     tensor_of,
+    whole,
 )
 from graphopt.errors import UnsupportedError
 
@@ -30,7 +32,7 @@ def _scaled(size: Number, scale: float) -> Number:
         return math.floor(size * scale)
     if isinstance(size, Tensor):
         return torch.floor(size * scale).to(torch.int64)
-    return torch.sym_int(size * scale)
+    return whole(size * scale)
 
 
 def _is_same(a: Number, b: Number) -> bool:
@@ -41,8 +43,14 @@ def _is_same(a: Number, b: Number) -> bool:
 class _Plan:
     """Which axes change, to which sizes, by which scales."""
 
-    def __init__(self, x: Tensor, scales: list[float] | None, sizes: list[Number] | None,
-                 axes: list[int] | None, policy: str) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        scales: list[float] | None,
+        sizes: list[Number] | None,
+        axes: list[int] | None,
+        policy: str,
+    ) -> None:
         where = list(range(x.dim())) if axes is None else [a % x.dim() for a in axes]
         self.axes: list[int] = []
         self.sizes: list[Number] = []
@@ -69,9 +77,9 @@ class _Plan:
             self.scales.append(scale)
 
     @staticmethod
-    def _kept_ratio(x: Tensor, where: list[int], sizes: list[int], policy: str) -> (
-        tuple[list[Number], list[float]]
-    ):
+    def _kept_ratio(
+        x: Tensor, where: list[int], sizes: list[int], policy: str
+    ) -> tuple[list[Number], list[float]]:
         ratios = [size / int(x.shape[axis]) for size, axis in zip(sizes, where, strict=True)]
         ratio = min(ratios) if policy == "not_larger" else max(ratios)
         kept = [math.floor(int(x.shape[axis]) * ratio + 0.5) for axis in where]
@@ -79,12 +87,23 @@ class _Plan:
 
 
 @op("Resize", small=True)
-def _resize(x: Any, roi: Any = None, scales: Any = None, sizes: Any = None, *,
-            antialias: int = 0, axes: list[int] | None = None,
-            coordinate_transformation_mode: str | None = None, cubic_coeff_a: float = -0.75,
-            exclude_outside: int = 0, extrapolation_value: float = 0.0,
-            keep_aspect_ratio_policy: str = "stretch", mode: str = "nearest",
-            nearest_mode: str | None = None, opset: int) -> Tensor:
+def _resize(
+    x: Any,
+    roi: Any = None,
+    scales: Any = None,
+    sizes: Any = None,
+    *,
+    antialias: int = 0,
+    axes: list[int] | None = None,
+    coordinate_transformation_mode: str | None = None,
+    cubic_coeff_a: float = -0.75,
+    exclude_outside: int = 0,
+    extrapolation_value: float = 0.0,
+    keep_aspect_ratio_policy: str = "stretch",
+    mode: str = "nearest",
+    nearest_mode: str | None = None,
+    opset: int,
+) -> Tensor:
     x = tensor_of(x)
     if opset == 10:
         scales, roi = roi, None
@@ -95,7 +114,7 @@ def _resize(x: Any, roi: Any = None, scales: Any = None, sizes: Any = None, *,
     plan = _Plan(x, factors or None, wanted, axes, keep_aspect_ratio_policy)
     kernel = {"nearest": "nearest", "linear": "linear", "cubic": "cubic"}[mode]
     if not plan.axes:
-        return x
+        return x  # type: ignore[no-any-return]  # numbers are Any
     # Sizes that were computed: the scale follows from them, as in torch.
     exact = plan.exact or wanted is not None
     if exact and not antialias and not exclude_outside and cubic_coeff_a == -0.75:
@@ -103,8 +122,15 @@ def _resize(x: Any, roi: Any = None, scales: Any = None, sizes: Any = None, *,
         if fast is not None:
             return fast
     bounds = plain_floats(roi) if roi is not None else []
-    taps = _Taps(kernel, coordinates, rounding, cubic_coeff_a, bool(exclude_outside),
-                 bool(antialias), extrapolation_value)
+    taps = _Taps(
+        kernel,
+        coordinates,
+        rounding,
+        cubic_coeff_a,
+        bool(exclude_outside),
+        bool(antialias),
+        extrapolation_value,
+    )
     count = len(bounds) // 2
     kind = x.dtype
     wide = x if kind.is_floating_point else x.to(torch.float32)
@@ -113,24 +139,37 @@ def _resize(x: Any, roi: Any = None, scales: Any = None, sizes: Any = None, *,
         place = order.index(axis)
         region = (bounds[place], bounds[place + count]) if bounds else (0.0, 1.0)
         wide = taps.resize(wide, axis, size, scale, region)
-    return wide.to(kind)
+    return wide.to(kind)  # type: ignore[no-any-return]  # numbers are Any
 
 
 @op("Upsample", small=True)
-def _upsample(x: Any, scales: Any = None, *, mode: str = "nearest",
-              attribute_scales: list[float] | None = None, height_scale: float = 1.0,
-              width_scale: float = 1.0) -> Tensor:
+def _upsample(
+    x: Any,
+    scales: Any = None,
+    *,
+    mode: str = "nearest",
+    attribute_scales: list[float] | None = None,
+    height_scale: float = 1.0,
+    width_scale: float = 1.0,
+) -> Tensor:
     factors = attribute_scales if scales is None else plain_floats(scales)
     if factors is None:
         factors = [1.0, 1.0, height_scale, width_scale]
     kind = "linear" if mode in ("linear", "bilinear") else "nearest"
-    return _resize(x, None, list(factors), mode=kind, nearest_mode="floor",
-                   coordinate_transformation_mode="asymmetric", opset=11)
+    return _resize(
+        x,
+        None,
+        list(factors),
+        mode=kind,
+        nearest_mode="floor",
+        coordinate_transformation_mode="asymmetric",
+        opset=11,
+    )
 
 
-def _interpolated(x: Tensor, plan: _Plan, kernel: str, coordinates: str, rounding: str) -> (
-    Tensor | None
-):
+def _interpolated(
+    x: Tensor, plan: _Plan, kernel: str, coordinates: str, rounding: str
+) -> Tensor | None:
     """Return the result of torch's own kernel where it computes the same, else None."""
     if x.dim() not in _LINEAR or min(plan.axes) < 2 or not x.dtype.is_floating_point:
         return None
@@ -148,7 +187,7 @@ def _interpolated(x: Tensor, plan: _Plan, kernel: str, coordinates: str, roundin
     corners = coordinates == "align_corners"
     if not corners and not centred:
         return None
-    if coordinates == "half_pixel" and any(is_known(size, 1) for size in plan.sizes):
+    if coordinates == "pytorch_half_pixel" and any(is_known(size, 1) for size in plan.sizes):
         return None
     if kernel == "linear":
         return F.interpolate(x, sizes, mode=_LINEAR[x.dim()], align_corners=corners)
@@ -160,19 +199,28 @@ def _interpolated(x: Tensor, plan: _Plan, kernel: str, coordinates: str, roundin
 class _Taps:
     """Resizes one axis: every output is a weighted sum of elements around its place."""
 
-    def __init__(self, kernel: str, coordinates: str, rounding: str, a: float, exclude: bool,
-                 antialias: bool, outside: float) -> None:
+    def __init__(
+        self,
+        kernel: str,
+        coordinates: str,
+        rounding: str,
+        a: float,
+        exclude: bool,
+        antialias: bool,
+        outside: float,
+    ) -> None:
         self._kernel, self._coordinates, self._rounding = kernel, coordinates, rounding
         self._a, self._exclude, self._antialias, self._outside = a, exclude, antialias, outside
 
-    def resize(self, x: Tensor, axis: int, size: Number, scale: Number,
-               region: tuple[float, float]) -> Tensor:
+    def resize(
+        self, x: Tensor, axis: int, size: Number, scale: Number, region: tuple[float, float]
+    ) -> Tensor:
         """Return ``x`` with ``size`` elements along ``axis``."""
         have = x.shape[axis]
         places = self._places(have, size, scale, region)
         shape = [1] * axis + [-1] + [1] * (x.dim() - axis - 1)
         if self._kernel == "nearest":
-            result = x.index_select(axis, self._cut(self._nearest(places), have))
+            result = x.index_select(axis, cut_index(self._nearest(places), have))
         else:
             result = self._summed(x, axis, places, scale, shape)
         if self._coordinates == "tf_crop_and_resize":
@@ -180,9 +228,9 @@ class _Taps:
             result = torch.where(inside.reshape(shape), result, self._outside)
         return result
 
-    def _summed(self, x: Tensor, axis: int, places: Tensor, scale: Number, shape: list[int]) -> (
-        Tensor
-    ):
+    def _summed(
+        self, x: Tensor, axis: int, places: Tensor, scale: Number, shape: list[int]
+    ) -> Tensor:
         have = x.shape[axis]
         left = torch.floor(places)
         weights, offsets = self._weights(places - left, scale)
@@ -196,34 +244,31 @@ class _Taps:
             total = torch.stack(weights).sum(0)
         result: Any = 0
         for i, weight in zip(index, weights, strict=True):
-            part = x.index_select(axis, self._cut(i, have))
+            part = x.index_select(axis, cut_index(i, have))
             result = result + part * (weight / total).to(x.dtype).reshape(shape)
         return result  # type: ignore[no-any-return]  # a tensor after the first tap
 
-    def _cut(self, index: Tensor, have: Number) -> Tensor:
-        return torch.minimum(index.clamp(min=0), torch.as_tensor(have) - 1)
-
-    def _places(self, have: Number, size: Number, scale: Number, region: tuple[float, float]) -> (
-        Tensor
-    ):
+    def _places(
+        self, have: Number, size: Number, scale: Number, region: tuple[float, float]
+    ) -> Tensor:
         out = torch.arange(size, dtype=torch.float32)
         match self._coordinates:
             case "asymmetric":
-                return out / scale
+                return out / scale  # type: ignore[no-any-return]  # numbers are Any
             case "half_pixel":
-                return (out + 0.5) / scale - 0.5
+                return (out + 0.5) / scale - 0.5  # type: ignore[no-any-return]  # numbers are Any
             case "pytorch_half_pixel":
                 return out * 0 if is_known(size, 1) else (out + 0.5) / scale - 0.5
             case "align_corners":
                 return out * 0 if is_known(size, 1) else out * ((have - 1) / (size - 1))
             case "half_pixel_symmetric":
                 adjustment = size / (scale * have)
-                return have / 2 * (1 - adjustment) + (out + 0.5) / scale - 0.5
+                return have / 2 * (1 - adjustment) + (out + 0.5) / scale - 0.5  # type: ignore[no-any-return]  # numbers are Any
             case "tf_crop_and_resize":
                 start, end = region
                 if is_known(size, 1):
-                    return out * 0 + 0.5 * (start + end) * (have - 1)
-                return start * (have - 1) + out * ((end - start) * (have - 1) / (size - 1))
+                    return out * 0 + 0.5 * (start + end) * (have - 1)  # type: ignore[no-any-return]  # numbers are Any
+                return start * (have - 1) + out * ((end - start) * (have - 1) / (size - 1))  # type: ignore[no-any-return]  # numbers are Any
         raise UnsupportedError("torch-operator-form", f"Resize with '{self._coordinates}'")
 
     def _nearest(self, places: Tensor) -> Tensor:
@@ -242,7 +287,7 @@ class _Taps:
         reach = 1 if self._kernel == "linear" else 2
         narrow = min(float(scale), 1.0) if self._antialias else 1.0
         first = math.floor(-reach / narrow) + 1
-        offsets = list(range(first, 2 * reach - first - reach + 1 + (reach - 1)))
+        offsets = list(range(first, math.ceil(reach / narrow) + 1))
         function = self._linear if self._kernel == "linear" else self._cubic
         return [function(torch.abs(fraction - o) * narrow) for o in offsets], offsets
 
@@ -257,8 +302,14 @@ class _Taps:
 
 
 @op("GridSample")
-def _grid_sample(x: Tensor, grid: Tensor, *, align_corners: int = 0, mode: str = "linear",
-                 padding_mode: str = "zeros") -> Tensor:
+def _grid_sample(
+    x: Tensor,
+    grid: Tensor,
+    *,
+    align_corners: int = 0,
+    mode: str = "linear",
+    padding_mode: str = "zeros",
+) -> Tensor:
     kind = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
     return F.grid_sample(x, grid, kind, padding_mode, bool(align_corners))
 
@@ -282,10 +333,19 @@ def _affine_grid(theta: Any, size: Any, *, align_corners: int = 0) -> Tensor:
 
 
 @op("RoiAlign")
-def _roi_align(x: Tensor, rois: Tensor, batch: Tensor, *, output_height: int = 1,
-               output_width: int = 1, sampling_ratio: int = 0, spatial_scale: float = 1.0,
-               mode: str = "avg", coordinate_transformation_mode: str | None = None,
-               opset: int) -> Tensor:
+def _roi_align(
+    x: Tensor,
+    rois: Tensor,
+    batch: Tensor,
+    *,
+    output_height: int = 1,
+    output_width: int = 1,
+    sampling_ratio: int = 0,
+    spatial_scale: float = 1.0,
+    mode: str = "avg",
+    coordinate_transformation_mode: str | None = None,
+    opset: int,
+) -> Tensor:
     shifted = (coordinate_transformation_mode or ("half_pixel" if opset >= 16 else "")) == (
         "half_pixel"
     )
@@ -299,8 +359,13 @@ def _roi_align(x: Tensor, rois: Tensor, batch: Tensor, *, output_height: int = 1
     ys = _sample_points(y1, height, output_height, sampling_ratio)
     xs = _sample_points(x1, width, output_width, sampling_ratio)
     values = _bilinear(x, batch.to(torch.int64), ys, xs, mode == "max")
-    sizes = [*shape_numbers(values)[:2], output_height, sampling_ratio, output_width,
-             sampling_ratio]
+    sizes = [
+        *shape_numbers(values)[:2],
+        output_height,
+        sampling_ratio,
+        output_width,
+        sampling_ratio,
+    ]
     values = values.reshape(sizes)
     return values.amax([3, 5]) if mode == "max" else values.mean([3, 5])
 
@@ -313,9 +378,7 @@ def _sample_points(start: Tensor, length: Tensor, bins: int, ratio: int) -> Tens
 def _bilinear(x: Tensor, batch: Tensor, ys: Tensor, xs: Tensor, largest: bool) -> Tensor:
     """Return (roi, channel, y, x) samples; outside the image they are zero."""
     result: Any = None
-    (y0, y1, wy, iny), (x0, x1, wx, inx) = (
-        _corners(ys, x.shape[2]), _corners(xs, x.shape[3])
-    )
+    (y0, y1, wy, iny), (x0, x1, wx, inx) = (_corners(ys, x.shape[2]), _corners(xs, x.shape[3]))
     inside = (iny.unsqueeze(2) & inx.unsqueeze(1)).unsqueeze(1)
     images = x.movedim(1, -1)
     for rows, row_weight in ((y0, 1 - wy), (y1, wy)):
@@ -333,8 +396,7 @@ def _bilinear(x: Tensor, batch: Tensor, ys: Tensor, xs: Tensor, largest: bool) -
 def _corners(places: Tensor, size: Number) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inside = (places >= -1) & (places <= size)
     cut = places.clamp(min=0)
-    last = torch.as_tensor(size) - 1
-    low = torch.minimum(cut.floor().to(torch.int64), last)
-    high = torch.minimum(low + 1, last)
-    weight = torch.where(low >= last, torch.zeros_like(cut), cut - low)
+    low = cut_index(cut.floor().to(torch.int64), size)
+    high = cut_index(low + 1, size)
+    weight = torch.where(low >= size - 1, torch.zeros_like(cut), cut - low)
     return low, high, weight, inside

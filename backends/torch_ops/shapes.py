@@ -35,8 +35,14 @@ def _size(x: Tensor) -> Small:
 
 
 @op("Reshape", small=True)
-def _reshape(x: Any, target: Any = None, *, shape: list[int] | None = None, allowzero: int = 0,
-             consumed_inputs: list[int] | None = None) -> Any:
+def _reshape(
+    x: Any,
+    target: Any = None,
+    *,
+    shape: list[int] | None = None,
+    allowzero: int = 0,
+    consumed_inputs: list[int] | None = None,
+) -> Any:
     sizes = numbers_of(target) if shape is None else list(shape)
     if isinstance(x, Small):
         if not sizes:
@@ -127,12 +133,13 @@ def _common(mine: Number, other: Number) -> Number:
 
 
 @op("ConstantOfShape", small=True)
-def _constant_of_shape(shape: Any, *, value: Tensor | None = None) -> Any:
+def _constant_of_shape(shape: Any, *, value: Any = None) -> Any:
     sizes = numbers_of(shape)
-    fill = 0.0 if value is None else value.reshape(-1)[0]
     dtype = torch.float32 if value is None else value.dtype
-    if not isinstance(fill, float):
-        fill = _constant(fill)
+    if isinstance(value, Small):
+        fill: Any = value.items[0]
+    else:
+        fill = 0.0 if value is None else _constant(value.reshape(-1)[0])
     length = sizes[0] if len(sizes) == 1 else None
     if dtype in (torch.int64, torch.int32) and type(length) is int and length <= MOST_NUMBERS:
         return Small((int(fill),) * length, dtype)
@@ -168,9 +175,14 @@ def _eye_like(x: Tensor, *, dtype: int | None = None, k: int = 0) -> Tensor:
 
 
 @op("Constant", small=True)
-def _constant_node(*, value: Tensor | None = None, value_float: float | None = None,
-                   value_floats: list[float] | None = None, value_int: int | None = None,
-                   value_ints: list[int] | None = None) -> Any:
+def _constant_node(
+    *,
+    value: Tensor | None = None,
+    value_float: float | None = None,
+    value_floats: list[float] | None = None,
+    value_int: int | None = None,
+    value_ints: list[int] | None = None,
+) -> Any:
     if value is not None:
         return value
     if value_float is not None:

@@ -42,7 +42,7 @@ def small(items: Sequence[Number], dtype: torch.dtype, scalar: bool) -> Small:
 def tensor_of(value: Any) -> Tensor:
     """Return ``value`` as a tensor."""
     if not isinstance(value, Small):
-        return value  # type: ignore[no-any-return]  # tensors, and sequences of them
+        return value  # type: ignore[no-any-return]  # a tensor, or a sequence of them
     if value.is_plain:
         return torch.tensor(value.items[0] if value.scalar else value.items, dtype=value.dtype)
     parts = [_rank_0(item, value.dtype) for item in value.items]
@@ -61,12 +61,12 @@ def numbers_of(value: Any) -> list[Number]:
         return list(value.items)
     if not isinstance(value, Tensor):
         return list(value)
-    if torch.jit.is_tracing():
+    if is_tracing():
         return list(value.reshape(-1).unbind(0))
     flat = value.reshape(-1)
     if torch.compiler.is_compiling():
         return [_symbol(flat[i]) for i in range(flat.shape[0])]
-    return flat.tolist()  # type: ignore[no-any-return]  # plain numbers
+    return list(flat.tolist())
 
 
 def _symbol(element: Tensor) -> Number:
@@ -114,6 +114,17 @@ def minimum(a: Number, b: Number) -> Number:
     return _choose(a, b, torch.minimum, torch.sym_min, min)
 
 
+def is_tracing() -> bool:
+    """Return whether ``torch.jit.trace`` runs."""
+    return torch._C._get_tracing_state() is not None
+
+
+def whole(number: Number) -> Number:
+    """Return a number cut to an integer, symbolic when it is symbolic."""
+    cut: Callable[[Number], Number] = torch.sym_int
+    return cut(number)
+
+
 def _choose(
     a: Number,
     b: Number,
@@ -126,6 +137,13 @@ def _choose(
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
         return plain(a, b)
     return symbols(a, b)
+
+
+def cut_index(index: Tensor, size: Number) -> Tensor:
+    """Return indices cut to an axis of ``size``."""
+    if isinstance(size, Tensor):
+        return torch.minimum(index.clamp(min=0), size - 1)
+    return index.clamp(0, size - 1)
 
 
 def divide(a: Number, b: Number) -> Number:

@@ -22,15 +22,19 @@ from graphopt.memory.ordering.board import Board
 from graphopt.memory.ordering.costs import Costs, Sharing, costs_of
 from graphopt.memory.ordering.groups import Groups, groups_of
 from graphopt.memory.ordering.handover import Handover, handover_of
-from graphopt.memory.ordering.improve import Improved, improve
+from graphopt.memory.ordering.improve import improve
+from graphopt.memory.ordering.regions import cut_positions
 from graphopt.memory.ordering.search import Effort
-from graphopt.memory.ordering.wholes import joined, relaxed
+from graphopt.memory.ordering.wholes import joined, placed_parts, relaxed
 from graphopt.memory.placing import Rules, padded_size, segment_of
-from graphopt.memory.planning import aliasings
+from graphopt.memory.planning import aliasings, best_aliasing
 
 SearchEffort = Literal["greedy", "exact"]
 NODE_LIMITS: dict[str, int] = {"greedy": 500, "exact": 200_000}
 """Nodes that the exact search may visit, by effort."""
+
+# How often the parts that the planner placed for one order may start the search for another.
+_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -126,49 +130,72 @@ class _Scheduler:
         self.effort = effort
         self.bound = 0
         self.groups: Groups = groups_of(flow, rules)
-        plain = self._costs(Sharing())
-        self.handover: Handover = handover_of(self.groups, plain.preds, plain.succs)
+        self.plain: Costs = costs_of(flow, self.groups, rules)
+        self.handover: Handover = handover_of(self.groups, self.plain.preds, self.plain.succs)
 
     def run(self) -> Schedule:
         """Search and return the best order."""
-        is_exact = self.handover.is_complete and not self.groups.parts
-        bounds = []
-        for sharing in self.handover.variants:
-            bounds.append(self._try(sharing).bound_bytes)
-            if is_exact and len(self.handover.variants) == 1:
-                self.bound = bounds[0]
-        if is_exact:
-            self.bound = min(bounds)
+        if len(cut_positions(self.plain, self.best.order)) == len(self.best.order) + 1:
+            # Every step is before or after every other one: there is no other order.
+            self.bound = self.best.peak_bytes
+        elif self.handover.is_complete and not self.groups.parts:
+            self._search_variants()
         else:
-            if self.groups.parts:
-                self._try(joined(self.groups, self.handover.variants[0]))
-            self.bound = self._try(relaxed(self.groups, self.handover.relaxed)).bound_bytes
+            self._search_relaxed()
         best = self.best
         self.bound = min(self.bound, best.peak_bytes)
-        optimal = best.peak_bytes == self.bound
         stopped: Literal["", "nodes", "seconds"] = ""
-        if not optimal and self.effort.is_spent:
+        if best.peak_bytes > self.bound and self.effort.is_limited:
             stopped = "seconds" if self.effort.is_late else "nodes"
         return Schedule(
             best.order,
             best.peak_bytes,
             best.method,
-            optimal,
+            best.peak_bytes == self.bound,
             self.bound,
             self.effort.nodes,
             stopped,
         )
 
-    def _costs(self, sharing: Sharing) -> Costs:
-        return costs_of(self.flow, self.groups, self.rules, sharing)
+    def _search_variants(self) -> None:
+        """Search costs that are the real ones, in one or several variants."""
+        variants = self.handover.variants
+        bounds = [
+            self._try(sharing, 1 / (len(variants) - number))
+            for number, sharing in enumerate(variants)
+        ]
+        self.bound = min(bounds)
 
-    def _try(self, sharing: Sharing) -> Improved:
-        """Improve the given order under ``sharing`` and judge what comes out."""
-        costs = self._costs(sharing)
+    def _search_relaxed(self) -> None:
+        """Search costs that are below and above the real ones, until the two meet."""
+        base = self.handover.variants[0]
+        self.bound = self._try(relaxed(self.groups, self.handover.relaxed), 0.25)
+        guesses = [base]
+        if self.groups.parts:
+            guesses.append(joined(self.groups, base))
+        for guess in guesses:
+            if self.best.peak_bytes > self.bound:
+                self._try(guess, 0.5)
+        for _ in range(_ROUNDS if self.groups.parts else 0):
+            before = self.best
+            if before.peak_bytes <= self.bound:
+                break
+            aliasing = best_aliasing(self.flow.reordered(before.order), self.rules)
+            self._try(joined(self.groups, base, placed_parts(self.groups, aliasing)), 0.5)
+            if self.best is before:
+                break
+
+    def _try(self, sharing: Sharing, share: float) -> int:
+        """Improve the given order under ``sharing``, judge the result and return the bound."""
+        costs = self.plain
+        if sharing != Sharing():
+            costs = costs_of(self.flow, self.groups, self.rules, sharing)
+        effort = self.effort.part(share)
         start = self._start(costs, sharing)
-        result = improve(Board(costs, start), self.effort, enough=self.bound)
+        result = improve(Board(costs, start), effort, enough=self.bound)
+        self.effort.add(effort)
         self._judge(result.order, result.method)
-        return result
+        return result.bound_bytes
 
     def _start(self, costs: Costs, sharing: Sharing) -> Sequence[int]:
         """Return the given order, changed as little as the extra edges ask."""

@@ -28,7 +28,7 @@ from graphopt.quantization.description import Description
 from graphopt.quantization.histogram import Histogram
 from graphopt.quantization.placement import observed_values
 from graphopt.quantization.ranges import METHODS, Scheme, range_of
-from graphopt.quantization.rules import channel_axis, rule_of
+from graphopt.quantization.rules import channel_axis, is_gated, rule_of
 
 OBSERVED_BYTES = 256 << 20
 # Samples that are kept to measure the error of the result on.
@@ -46,11 +46,13 @@ class Calibration:
         histograms: By name of value.
         samples: Number of samples seen.
         kept: Some of the samples, to measure the error of the result on.
+        gated: Values of which only ``x * sigmoid(x)`` is used.
     """
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
     samples: int = 0
     kept: list[Feed] = field(default_factory=list)
+    gated: frozenset[str] = frozenset()
 
     def describe(self, method: str, scheme: Scheme) -> Description:
         """Return the ranges that ``method`` keeps, and the means of channels.
@@ -70,7 +72,7 @@ class Calibration:
         for name, histogram in self.histograms.items():
             if histogram.not_finite or not histogram.elements:
                 continue
-            ranges[name] = range_of(histogram, method, scheme)
+            ranges[name] = range_of(histogram, method, scheme, gated=name in self.gated)
             if histogram.channel_sums is not None and histogram.channel_count:
                 means[name] = histogram.channel_sums / histogram.channel_count
         return Description(ranges, means, self.samples, method)
@@ -99,7 +101,7 @@ def calibrate(
     """
     values = list(observed_values(program.model, operators))
     axes = _channel_axes(program.model, operators)
-    result = Calibration()
+    result = Calibration(gated=frozenset(v.name or "" for v in values if is_gated(v)))
     with tempfile.TemporaryDirectory(prefix="graphopt-calibrate-") as folder, Worker() as worker:
         path = Path(folder) / "model.onnx"
         emit_onnx(program, path)

@@ -4,10 +4,12 @@ In: a float program, calibration samples, a target. Out: the program quantized i
 ``Quantization`` that says what was measured and why each node is integer or float.
 
 The accuracy loop: the whole placement is tried with each calibration method and the best is kept.
-While the outputs are below the wanted decibels, the nodes are returned to float in the order of
-what that buys: each group of nodes is returned alone once, the noise power that vanishes is its
-price, and the shortest prefix of that order that meets the goal is found by bisection. The best
-candidate so far is always what is returned.
+While the outputs are below the wanted decibels, nodes are returned to float, the costliest first:
+each group of nodes is quantized alone once, and the noise that it makes at the outputs is its cost
+(noise powers add up while they are small, which is why the groups are not measured by leaving one
+out of a network that is already far off). The shortest prefix of that order that meets the goal is
+found by bisection, then groups with many weights are tried as integers again. The best candidate so
+far is always what is returned.
 """
 
 import tempfile
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+import onnx_ir as ir
 
 from graphopt.backends.emit_onnx import emit_onnx
 from graphopt.errors import UnsupportedError, VerificationError
@@ -34,7 +37,7 @@ from graphopt.targets.schema import Target
 # Tried in this order; the first of equals is kept.
 AUTOMATIC_METHODS = ("mse", "min-max", "percentile")
 MOST_GROUPS = 48
-_ROUNDS = 3
+MOST_TAKEN_BACK = 10
 
 Outputs = dict[str, npt.NDArray[Any]]
 Progress = Callable[[int, str], None]
@@ -114,6 +117,14 @@ def scheme_for(target: Target) -> Plan:
     return plan_for(scheme)
 
 
+def _names(groups: Sequence[tuple[str, ...]]) -> frozenset[str]:
+    return frozenset(name for group in groups for name in group)
+
+
+def _bytes_of(value: ir.Value) -> int:
+    return 0 if value.const_value is None else value.const_value.nbytes
+
+
 class Quantizer:
     """Quantizes one program.
 
@@ -141,6 +152,7 @@ class Quantizer:
         self.plan = scheme_for(target)
         self.data = data
         self.methods = methods
+        self.store_kept = False
         self.progress = progress
         goal = None if tolerance is None else tolerance.sqnr_db
         self.tolerance = Tolerance(sqnr_db=DEFAULT_SQNR_DB if goal is None else goal)
@@ -168,6 +180,10 @@ class Quantizer:
             self._explain(description)
         return self.pass_for(frozenset(self.report.returned))
 
+    def forget(self) -> None:
+        """Take the description out of the program once the pass has used it."""
+        self.program.model.meta.pop(META_KEY, None)
+
     def pass_for(self, keep_float: frozenset[str]) -> InsertQdq:
         """Return the pass for the target that leaves ``keep_float`` alone."""
         scheme = self.target.quantization
@@ -181,6 +197,7 @@ class Quantizer:
             integer_bias=scheme.integer_bias,
             operators=scheme.operators,
             keep_float=tuple(sorted(keep_float)),
+            store_kept=self.store_kept,
         )
 
     def _best_method(self, calibration: Calibration) -> Description:
@@ -223,22 +240,17 @@ class Quantizer:
     def _back_off(self, description: Description) -> None:
         """Return nodes to float until the goal is met; the best candidate is in the report."""
         goal = self.report.wanted_db
-        kept: frozenset[str] = frozenset()
-        for _ in range(_ROUNDS):
-            if self.report.worst_db >= goal:
-                return
-            groups = self._groups(description, kept)
-            if not groups:
-                return
-            order = self._by_gain(description, kept, groups)
-            found = self._shortest_prefix(description, kept, order, goal)
-            if found is None:
-                return
-            kept = found
+        if self.report.worst_db >= goal:
+            return
+        groups = self._groups(description)
+        order = self._by_cost(description, groups)
+        kept = self._shortest_prefix(description, order, goal)
+        kept = self._fewer(description, kept, goal)
+        self._store(description, kept, goal)
 
-    def _groups(self, description: Description, kept: frozenset[str]) -> list[tuple[str, ...]]:
+    def _groups(self, description: Description) -> list[tuple[str, ...]]:
         """Return the names of integer nodes, neighbours together, in at most 48 groups."""
-        placement = place(self.program.model, description, self.plan, kept)
+        placement = place(self.program.model, description, self.plan, frozenset())
         names = [
             node.name or ""
             for node, rule in placement.integer.items()
@@ -247,37 +259,63 @@ class Quantizer:
         size = max(1, -(-len(names) // MOST_GROUPS))
         return [tuple(names[i : i + size]) for i in range(0, len(names), size)]
 
-    def _by_gain(
-        self, description: Description, kept: frozenset[str], groups: list[tuple[str, ...]]
+    def _by_cost(
+        self, description: Description, groups: list[tuple[str, ...]]
     ) -> list[tuple[str, ...]]:
-        """Return ``groups``, the one first whose return to float takes most noise away."""
-        gains = []
+        """Return ``groups``, the one first that makes most noise when it alone is quantized."""
+        everything = frozenset(name for group in groups for name in group)
+        found = []
         for group in groups:
-            value = self._try(description, kept | set(group), f"float: {', '.join(group)}")
-            gains.append(value)
-        ranked = sorted(range(len(groups)), key=lambda index: -gains[index])
+            outputs = self._outputs(description, everything - set(group))
+            found.append(worst(sqnr_db(self.expected, outputs)))
+            self.report.tried.append((f"int8 alone: {', '.join(group)}", found[-1]))
+            if self.progress is not None:
+                self.progress(len(self.report.tried), "measure")
+        ranked = sorted(range(len(groups)), key=lambda index: found[index])
         return [groups[index] for index in ranked]
 
     def _shortest_prefix(
-        self,
-        description: Description,
-        kept: frozenset[str],
-        order: list[tuple[str, ...]],
-        goal: float,
-    ) -> frozenset[str] | None:
-        """Find by bisection how many groups of ``order`` must be float; returns their names."""
-        low, high = 0, len(order)
-        best: frozenset[str] | None = None
-        while low < high:
+        self, description: Description, order: list[tuple[str, ...]], goal: float
+    ) -> list[tuple[str, ...]]:
+        """Find by bisection how many groups of ``order`` must be float, and choose them.
+
+        Returns:
+            The groups that are float.
+        """
+        low, high, chosen = 0, len(order) - 1, len(order)
+        while low <= high:
             middle = (low + high) // 2
-            names = kept | {name for group in order[: middle + 1] for name in group}
-            value = self._try(description, names, f"float: the {middle + 1} costliest groups")
-            if value >= goal:
-                best, high = names, middle
-                self._choose(names)
+            what = f"float: the {middle + 1} costliest of {len(order)} groups"
+            if self._try(description, _names(order[: middle + 1]), what) >= goal:
+                high, chosen = middle - 1, middle + 1
             else:
                 low = middle + 1
-        return best
+        self._choose(_names(order[:chosen]))
+        return order[:chosen]
+
+    def _fewer(
+        self, description: Description, kept: list[tuple[str, ...]], goal: float
+    ) -> list[tuple[str, ...]]:
+        """Take groups with many weights back into integers as long as the goal is met."""
+        sizes = {
+            node.name or "": 0 if len(node.inputs) < 2 or value is None else _bytes_of(value)
+            for node in self.program.graph
+            for value in (node.inputs[1] if len(node.inputs) > 1 else None,)
+        }
+        by_size = sorted(kept, key=lambda group: -sum(sizes.get(name, 0) for name in group))
+        for group in by_size[:MOST_TAKEN_BACK]:
+            rest = [other for other in kept if other != group]
+            if rest and self._try(description, _names(rest), "float: one group less") >= goal:
+                kept = rest
+                self._choose(_names(kept))
+        return kept
+
+    def _store(self, description: Description, kept: list[tuple[str, ...]], goal: float) -> None:
+        """Store the weights of float nodes as integers where the goal is met all the same."""
+        self.store_kept = True
+        value = self._try(description, _names(kept), "float nodes with weights stored as int8")
+        self.store_kept = value >= goal
+        self._choose(_names(kept))
 
     def _choose(self, names: frozenset[str]) -> None:
         """Make ``names`` what is returned: it meets the goal with fewer nodes in float."""

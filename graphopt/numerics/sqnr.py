@@ -1,7 +1,7 @@
 """Signal to quantization noise: how far a quantized model is from the float one, in decibels.
 
 ``10 * log10(sum of squares of the reference / sum of squares of the difference)`` over all elements
-and samples of one output. Every 6 dB are one bit; 20 dB are an error of 10 % of the output.
+and samples of one output. Every 6 dB are one bit; 28 dB are an error of 4 % of the output.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from graphopt.numerics.compare import OutputError, Tolerance, compare_arrays
 
 # Accepted when the user states nothing; benchmarks/quantization.py shows what it costs in accuracy.
-DEFAULT_SQNR_DB = 20.0
+DEFAULT_SQNR_DB = 28.0
 _HIGHEST_DB = 200.0
 
 Arrays = Mapping[str, npt.NDArray[Any]]

@@ -39,8 +39,23 @@ class _Weight:
     scales: npt.NDArray[np.float32]
 
 
-def emit(edit: Rewriter, placement: Placement, description: Description, plan: Plan) -> None:
-    """Rewrite the model of ``edit`` as ``placement`` says; counts one rewrite per integer node."""
+def emit(
+    edit: Rewriter,
+    placement: Placement,
+    description: Description,
+    plan: Plan,
+    *,
+    store_kept: bool = True,
+) -> None:
+    """Rewrite the model of ``edit`` as ``placement`` says; counts one rewrite per integer node.
+
+    Args:
+        edit: Edits of the model.
+        placement: What is quantized.
+        description: Means of channels, which repair biases.
+        plan: What the target asks.
+        store_kept: Whether the weights of nodes that were kept float are stored as int8.
+    """
     emission = _Emission(edit, placement, description, plan)
     for clamp, before in placement.absorbed.items():
         _absorb(edit, clamp, before)
@@ -50,6 +65,9 @@ def emit(edit: Rewriter, placement: Placement, description: Description, plan: P
     for node, rule in placement.integer.items():
         if rule.kind == "linear":
             emission.quantize_weights(node)
+        edit.rewrites += 1
+    for node in placement.stored if store_kept else ():
+        emission.store_weights(node)
         edit.rewrites += 1
     emission.drop_unread()
 
@@ -194,7 +212,7 @@ class _Emission:
         bias = self._bias(node, channels)
         means = self.description.means.get(self._observed_name(source))
         if means is not None:
-            bias = (0.0 if bias is None else bias) + self._repair(node, tensor, scales, means)
+            bias = self._repair(node, tensor, scales, means) + (0.0 if bias is None else bias)
         input_scale = self._scales[source].scale
         if bias is not None and self.plan.integer_bias:
             scales = widen_for_bias(scales, bias, input_scale)
@@ -203,6 +221,24 @@ class _Emission:
         node.replace_input_with(1, back)
         if bias is not None:
             self._set_bias(node, bias, input_scale, scales, channels)
+        self._old[weight] = None
+
+    def store_weights(self, node: ir.Node) -> None:
+        """Store the weights of a float ``node`` as int8 behind a ``DequantizeLinear``."""
+        axis = weight_axis(node)
+        weight = node.inputs[1]
+        assert weight is not None, "a linear node has weights"
+        tensor = constant_of(weight)
+        assert tensor is not None, "placement asked for constant weights"
+        if node.op_type == "MatMul" and len(tensor.shape) != 2:
+            return
+        # Between integer neighbours a runtime may fuse a node without a float bias after all.
+        fusable = len(node.inputs) < 3 and self.plan.weight.pairs_in_16_bits
+        scheme = WeightScheme(self.plan.weight.per_channel, fusable and not is_depthwise(node))
+        scales = read_array(tensor, lambda array: weight_scales(array, axis, scheme))
+        stored = self._stored_weight(weight, tensor, axis, scales)
+        back = self._dequantized(node, stored, axis if len(scales) > 1 else None, weight)
+        node.replace_input_with(1, back)
         self._old[weight] = None
 
     def _observed_name(self, value: ir.Value) -> str:
@@ -223,7 +259,7 @@ class _Emission:
             return None
         beta = node.attributes.get("beta") if is_onnx(node, "Gemm") else None
         factor = 1.0 if beta is None else beta.as_float()
-        wide: Floats = np.broadcast_to(array.astype(np.float64) * factor, (channels,))
+        wide: Floats = np.broadcast_to(array.astype(np.float64).reshape(-1) * factor, (channels,))
         return wide
 
     def _repair(
@@ -232,17 +268,17 @@ class _Emission:
         tensor: ir.TensorProtocol,
         scales: npt.NDArray[np.float32],
         means: Floats,
-    ) -> Floats | float:
+    ) -> Floats:
         """Return the bias that gives each channel back the mean that rounding took."""
         if node.op_type == "MatMul":
             # It has no bias; adding one costs a node that may not fuse.
-            return 0.0
+            return np.zeros(1)
         axis = weight_axis(node)
         group = node.attributes.get("group")
         groups = 1 if group is None else group.as_int()
         shape = tensor.shape.numpy()
         if len(means) != shape[1 - axis] * groups:
-            return 0.0
+            return np.zeros(1)
         return read_array(
             tensor,
             lambda array: lost_by_rounding(array, scales, axis, means, 1 - axis, groups),
@@ -284,7 +320,7 @@ class _Emission:
     def _set_bias(
         self,
         node: ir.Node,
-        bias: Floats | float,
+        bias: Floats,
         input_scale: float,
         scales: npt.NDArray[np.float32],
         channels: int,

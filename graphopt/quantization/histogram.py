@@ -59,8 +59,8 @@ class Histogram:
     def centres(self) -> Floats:
         """Middle of each bin."""
         width = math.ldexp(1.0, self.exponent)
-        centres: Floats = (self.first + np.arange(len(self.counts)) + 0.5) * width
-        return centres
+        places = np.arange(len(self.counts), dtype=np.float64)
+        return (places + (self.first + 0.5)) * width
 
     def merge(self, other: "Histogram") -> None:
         """Take over what ``other`` saw."""

@@ -5,12 +5,15 @@ placed node the kernel that computes it, or why it is float. Nothing is assumed 
 emitted: a node counts as integer when a kernel with an integer name makes its value.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from graphopt.quantization.placement import Placement
 
+# What the runtime appends to the name of a node whose layout it changes.
+_LAYOUT_SUFFIX = re.compile(r"_token_\d+$")
 # Operators that multiply or add integers, by the start of their names.
 _INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul")
 
@@ -48,7 +51,7 @@ def kernel_report(placement: Placement, nodes: Sequence[Mapping[str, Any]]) -> K
     """
     report = KernelReport()
     made = {value: node for node in nodes for value in node["outputs"]}
-    named = {node["name"]: node for node in nodes if node["name"]}
+    named = {_LAYOUT_SUFFIX.sub("", node["name"]): node for node in nodes if node["name"]}
     dequantized = {
         value for node in nodes if node["op"] == "DequantizeLinear" for value in node["outputs"]
     }
@@ -56,9 +59,10 @@ def kernel_report(placement: Placement, nodes: Sequence[Mapping[str, Any]]) -> K
     for node, rule in placement.integer.items():
         name = node.name or ""
         value = placement.result_of(node).name or ""
-        found = named.get(name) or named.get(f"{name}_quant") or made.get(f"{value}_quantized")
+        found = named.get(name) or made.get(f"{value}_quantized")
         if found is None:
-            report.kernels[name] = "fused"
+            report.kernels[name] = "unknown"
+            report.float_nodes[name] = "the graph that the runtime made does not name it"
             continue
         report.kernels[name] = found["op"]
         if rule.kind in ("move", "join") and not any(v in dequantized for v in found["inputs"]):

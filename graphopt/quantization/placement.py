@@ -9,17 +9,18 @@ rewritten. Every step is linear in the graph.
 3. Values that only move share one scale: unions over ``move`` and ``join`` nodes.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from graphopt.ir.constants import array_of, constant_of
+from graphopt.ir.constants import array_of, constant_of, static_dims
 from graphopt.quantization.description import Description, Plan
 from graphopt.quantization.ranges import Params, params_for
 from graphopt.quantization.rules import (
     Rule,
-    clamps_to_range_with_zero,
+    clamp_bounds,
     rule_of,
     unsupported_form,
 )
@@ -39,6 +40,7 @@ class Placement:
         params: Scale and zero point of each quantized activation or constant operand.
         after: Quantized values that integer nodes make: all readers read the quantized one.
         reasons: Why a node that has a rule stays float: node -> (code, detail).
+        stored: Float linear nodes whose weights are stored as integers all the same.
     """
 
     integer: dict[ir.Node, Rule] = field(default_factory=dict)
@@ -46,6 +48,7 @@ class Placement:
     params: dict[ir.Value, Params] = field(default_factory=dict)
     after: set[ir.Value] = field(default_factory=set)
     reasons: dict[ir.Node, tuple[str, str]] = field(default_factory=dict)
+    stored: list[ir.Node] = field(default_factory=list)
 
     def result_of(self, node: ir.Node) -> ir.Value:
         """Return the first value that ``node`` makes once clamps are absorbed into it."""
@@ -119,6 +122,8 @@ class _Builder:
 
     def _refusal(self, node: ir.Node, rule: Rule) -> tuple[str, str]:
         if (node.name or "") in self.keep_float:
+            if rule.kind == "linear" and self._has_float_weights(node):
+                self.placement.stored.append(node)
             return "kept-float", ""
         if any(_is_quantized(value) for value in node.inputs):
             return "already-quantized", ""
@@ -126,10 +131,11 @@ class _Builder:
         if any(value.dtype is not ir.DataType.FLOAT for value in values):
             return "type-not-float32", ""
         if rule.kind == "linear":
-            weight = constant_of(node.inputs[1])
-            if weight is None or weight.dtype is not ir.DataType.FLOAT:
+            if not self._has_float_weights(node):
                 return "weight-not-constant", ""
-            if node.op_type == "MatMul" and len(weight.shape) != 2:
+            weight = node.inputs[1]
+            shape = None if weight is None else weight.shape
+            if node.op_type == "MatMul" and (shape is None or len(shape) != 2):
                 return "form-without-kernel", "weights of rank other than 2"
             bias = node.inputs[2] if len(node.inputs) > 2 else None
             if bias is not None and (constant_of(bias) is None or not _is_vector(bias)):
@@ -144,6 +150,10 @@ class _Builder:
             return "not-observed", unknown[0]
         return "", ""
 
+    def _has_float_weights(self, node: ir.Node) -> bool:
+        weight = constant_of(node.inputs[1])
+        return weight is not None and weight.dtype is ir.DataType.FLOAT and len(weight.shape) > 1
+
     def _note_clamp(self, node: ir.Node) -> None:
         """Remember a clamp that the node before it could absorb."""
         source = node.inputs[0]
@@ -157,12 +167,22 @@ class _Builder:
             or self.candidates[before].kind in ("move", "join")
             or source.is_graph_output()
             or len(source.uses()) != 1
-            or not clamps_to_range_with_zero(node)
-            or not self._has_range(node.outputs[0])
+            or not self._saturates(node)
         ):
             return
         self.clamps[node] = before
         self.placement.absorb(node, before)
+
+    def _saturates(self, clamp: ir.Node) -> bool:
+        """Return whether integers of the range of the result clamp as ``clamp`` does."""
+        bounds = clamp_bounds(clamp)
+        known = self.description.ranges.get(clamp.outputs[0].name or "")
+        return (
+            bounds is not None
+            and known is not None
+            and bounds[0] <= min(known[0], 0.0)
+            and max(known[1], 0.0) <= bounds[1]
+        )
 
     def data_inputs(self, node: ir.Node, rule: Rule) -> list[ir.Value]:
         """Return the inputs that are quantized as activations."""
@@ -237,42 +257,35 @@ class _Builder:
 
     def choose_params(self) -> None:
         """Give every quantized value scale and zero point, shared where elements only move."""
-        wanted: dict[ir.Value, None] = {}
-        groups = _Groups()
-        fixed: dict[ir.Value, tuple[float, float]] = {}
+        wanted: dict[ir.Value, tuple[float, float]] = {}
+        groups = _Groups(self._limits())
         for node, rule in self.placement.integer.items():
-            inputs = self.data_inputs(node, rule)
-            wanted.update(dict.fromkeys(inputs))
-            results = self.results(node)
+            inputs, results = self.data_inputs(node, rule), self.results(node)
+            for value in inputs:
+                wanted.setdefault(value, self._range(value))
             if self._quantizes_result(node, rule):
-                wanted.update(dict.fromkeys(results))
                 self.placement.after.update(results)
-            if rule.fixed is not None:
-                fixed[results[0]] = rule.fixed
+                for value in results:
+                    wanted[value] = rule.fixed or self._range(value)
             if rule.kind == "move":
                 for value in results:
-                    groups.unite(inputs[0], value)
-            elif rule.kind == "join":
-                self._unite_join(groups, inputs, results[0])
-        ranges: dict[ir.Value, tuple[float, float]] = {}
+                    groups.move(inputs[0], value)
+        for value, known in wanted.items():
+            groups.add(value, known)
+        for node, rule in self.placement.integer.items():
+            if rule.kind == "join" and self.placement.result_of(node) in wanted:
+                for value in self.data_inputs(node, rule):
+                    groups.join(value, self.placement.result_of(node))
         for value in wanted:
-            root = groups.root(value)
-            low, high = self._range(value) if value not in fixed else fixed[value]
-            if value in groups.moved and root in ranges:
-                continue
-            known = ranges.get(root, (low, high))
-            ranges[root] = (min(known[0], low), max(known[1], high))
-        for value in wanted:
-            self.placement.params[value] = params_for(
-                *ranges[groups.root(value)], self.plan.activation
-            )
+            self.placement.params[value] = params_for(*groups.range_of(value), self.plan.activation)
 
-    def _unite_join(self, groups: "_Groups", inputs: list[ir.Value], result: ir.Value) -> None:
-        low, high = self._range(result)
-        for value in inputs:
-            own = self._range(value)
-            if own[1] - own[0] >= _NARROW * (high - low):
-                groups.unite(value, result, moved=False)
+    def _limits(self) -> dict[ir.Value, tuple[float, float]]:
+        """Return the ranges that results must not leave, because saturation clamps them."""
+        limits = {}
+        for clamp in self.placement.absorbed:
+            low, high = clamp_bounds(clamp) or (-math.inf, math.inf)
+            limits[clamp.outputs[0]] = (low, high)
+        return limits
 
     def _quantizes_result(self, node: ir.Node, rule: Rule) -> bool:
         """Return whether the result is quantized as it is made, whoever reads it."""
@@ -292,11 +305,13 @@ class _Builder:
 
 
 class _Groups:
-    """Values that share scale and zero point: union-find."""
+    """Values that share scale and zero point: union-find, with the range of each group."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Mapping[ir.Value, tuple[float, float]]) -> None:
         self._parents: dict[ir.Value, ir.Value] = {}
-        self.moved: set[ir.Value] = set()
+        self._moved: set[ir.Value] = set()
+        self._limits = dict(limits)
+        self._ranges: dict[ir.Value, tuple[float, float]] = {}
 
     def root(self, value: ir.Value) -> ir.Value:
         while True:
@@ -306,17 +321,59 @@ class _Groups:
             self._parents[value] = self._parents.get(parent, parent)
             value = parent
 
-    def unite(self, source: ir.Value, result: ir.Value, *, moved: bool = True) -> None:
-        """Put both into one group; a ``moved`` result has no range of its own to add."""
+    def move(self, source: ir.Value, result: ir.Value) -> None:
+        """Let ``result``, which has no elements of its own, share with ``source``."""
         a, b = self.root(source), self.root(result)
         if a is not b:
             self._parents[b] = a
-        if moved:
-            self.moved.add(result)
+        self._moved.add(result)
+
+    def add(self, value: ir.Value, known: tuple[float, float]) -> None:
+        """Add the range of a value to its group."""
+        root = self.root(value)
+        if value in self._moved and root in self._ranges:
+            return
+        self._ranges[root] = _hull(self._ranges.get(root, known), known)
+        if value in self._limits:
+            own = self._limits[value]
+            self._limits[root] = _cut(self._limits.get(root), own) or own
+
+    def join(self, value: ir.Value, result: ir.Value) -> None:
+        """Let both share, unless one is much narrower or must saturate earlier."""
+        a, b = self.root(value), self.root(result)
+        if a is b:
+            return
+        mine, common = self._ranges[a], _hull(self._ranges[a], self._ranges[b])
+        if mine[1] - mine[0] < _NARROW * (common[1] - common[0]):
+            return
+        limit = _cut(self._limits.get(a), self._limits.get(b))
+        if limit is not None and (common[0] < limit[0] or common[1] > limit[1]):
+            return
+        self._parents[b] = a
+        self._ranges[a] = common
+        if limit is not None:
+            self._limits[a] = limit
+
+    def range_of(self, value: ir.Value) -> tuple[float, float]:
+        return self._ranges[self.root(value)]
+
+
+def _hull(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    return min(a[0], b[0]), max(a[1], b[1])
+
+
+def _cut(
+    a: tuple[float, float] | None, b: tuple[float, float] | None
+) -> tuple[float, float] | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return max(a[0], b[0]), min(a[1], b[1])
 
 
 def _is_vector(value: ir.Value) -> bool:
-    return value.shape is not None and len(value.shape) == 1
+    """Return whether ``value`` has one axis, apart from leading ones of size 1."""
+    dims = static_dims(value)
+    return dims is not None and len(dims) > 0 and all(dim == 1 for dim in dims[:-1])
 
 
 def _is_quantized(value: ir.Value | None) -> bool:

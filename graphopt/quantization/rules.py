@@ -6,12 +6,13 @@ the selectors of onnxruntime 1.31 (``qdq_selectors.cc``) and checked against the
 makes.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import onnx_ir as ir
 
-from graphopt.ir.constants import ints_of
+from graphopt.ir.constants import array_of
 from graphopt.ir.program import is_onnx
 
 Kind = Literal["linear", "compute", "move", "join", "clamp"]
@@ -91,21 +92,21 @@ def unsupported_form(node: ir.Node) -> str:
     return ""
 
 
-def clamps_to_range_with_zero(node: ir.Node) -> bool:
-    """Return whether a ``clamp`` only cuts a range that holds zero, by constant bounds."""
+def clamp_bounds(node: ir.Node) -> tuple[float, float] | None:
+    """Return the constant bounds of a ``clamp`` node; None when they are computed."""
     if is_onnx(node, "Relu"):
-        return True
+        return 0.0, math.inf
     bounds = []
-    for index, default in ((1, -1.0), (2, 1.0)):
+    for index, default in ((1, -math.inf), (2, math.inf)):
         value = node.inputs[index] if len(node.inputs) > index else None
         if value is None:
             bounds.append(default)
             continue
-        tensor = value.const_value if value.is_initializer() else None
-        if tensor is None or value.is_graph_input():
-            return False
-        bounds.append(float(tensor.numpy().reshape(())))
-    return bounds[0] <= 0 <= bounds[1]
+        array = array_of(value)
+        if array is None:
+            return None
+        bounds.append(float(array.reshape(())))
+    return bounds[0], bounds[1]
 
 
 def weight_axis(node: ir.Node) -> int:
@@ -132,6 +133,14 @@ def is_depthwise(node: ir.Node) -> bool:
     return weight.shape[1] == 1 and weight.shape[0] == group.as_int()
 
 
-def is_scalar_index(node: ir.Node) -> bool:
-    """Return whether a ``Gather`` reads one constant position."""
-    return is_onnx(node, "Gather") and ints_of(node.inputs[1]) is not None
+def is_gated(value: ir.Value) -> bool:
+    """Return whether all that is used of ``value`` is its product with its own sigmoid."""
+    users = [use.node for use in value.uses()]
+    if len(users) != 2 or value.is_graph_output():
+        return False
+    gates = [node for node in users if is_onnx(node, "Sigmoid")]
+    products = [node for node in users if is_onnx(node, "Mul")]
+    if len(gates) != 1 or len(products) != 1:
+        return False
+    gate = gates[0].outputs[0]
+    return gate in products[0].inputs and len(gate.uses()) == 1 and not gate.is_graph_output()

@@ -38,18 +38,6 @@ class WeightScheme:
     pairs_in_16_bits: bool = False
 
 
-@dataclass(frozen=True)
-class QuantizedWeight:
-    """A weight with its scales; ``scales`` has one number per channel, or one.
-
-    ``error`` is what rounding takes from the weights of each output channel, summed over all axes
-    but the channel and the input channel, so that a mean of the inputs gives a mean of the outputs.
-    """
-
-    scales: npt.NDArray[np.float32]
-    error: Floats
-
-
 def weight_scales(
     array: npt.NDArray[np.floating], axis: int, scheme: WeightScheme
 ) -> npt.NDArray[np.float32]:
@@ -136,7 +124,8 @@ def lost_by_rounding(
     lost = lost if axis < input_axis else lost.T
     per_group = means.reshape(groups, -1)
     rows = lost.reshape(groups, -1, lost.shape[1])
-    return np.einsum("goi,gi->go", rows, per_group).reshape(-1)
+    total: Floats = np.matmul(rows, per_group[:, :, None]).reshape(-1)
+    return total
 
 
 def widen_for_bias(

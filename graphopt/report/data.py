@@ -244,6 +244,11 @@ def verification_text(verification: dict[str, Any] | None) -> str:
         f"largest error {error_text(verification['max_abs_error'])} absolute, "
         f"{error_text(verification['max_rel_error'])} relative"
     )
+    accepted = (verification.get("tolerance") or {}).get("sqnr_db")
+    if accepted is not None:
+        decibels = [o["sqnr_db"] for o in verification["outputs"] if o.get("sqnr_db") is not None]
+        worst = f"worst output {min(decibels):.1f} dB" if decibels else "no output in floats"
+        found = f"{worst}, accepted {accepted:g} dB"
     verdict = "passed" if verification["passed"] else "FAILED"
     return f"{verdict}: {outputs} on {samples}, {found}"
 

@@ -99,6 +99,9 @@ def test_no_pass_is_slow_on_a_large_graph() -> None:
     model = Chain().model()
     # In the order of the default pipeline, the others after it.
     order = dict.fromkeys((*DEFAULT_PIPELINE, *REGISTRY))
+    # These need a graph that can be quantized: test_insert_qdq has one.
+    for name in ("insert-qdq", "fuse-qdq", "raise-opset"):
+        del order[name]
     taken = {name: seconds_of(name, model) for name in order}
     assert {name: s for name, (s, _) in taken.items() if s > MOST_SECONDS} == {}
     # A pass that found nothing to do shows nothing.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from graphopt.memory.ordering.contract import UnitGraph
 
 # Units looked at, times units of the graph: what one look costs grows with the graph.
-_MOST_VISITS = 400_000
+_MOST_VISITS = 200_000
 
 
 def lower_bound(graph: UnitGraph, order: Sequence[int], runs: Sequence[int]) -> int:

@@ -29,7 +29,8 @@ class Sharing:
         inside: Per group that lies inside another: the group that holds it.
         versions: Groups whose first bytes are written by other groups inside the same whole, so
             that they open nothing.
-        readers: Per group that ends earlier than its readers say: the steps that count as readers.
+        sizes, openers, readers: What takes the place of the size, the openers or the readers of a
+            group.
         saves: Bytes that a step saves in every order.
     """
 
@@ -37,6 +38,8 @@ class Sharing:
     edges: tuple[tuple[int, int], ...] = ()
     inside: Mapping[int, int] = field(default_factory=dict)
     versions: frozenset[int] = frozenset()
+    sizes: Mapping[int, int] = field(default_factory=dict)
+    openers: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     readers: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     saves: Mapping[int, int] = field(default_factory=dict)
 
@@ -53,7 +56,8 @@ class Costs:
         kept: Whether each group is needed to the end.
         opens: The groups that each step opens, or may open.
         reads: The groups that each step reads, as far as they cost or may be written over.
-        pairs: In-place permissions of each step, in order: (group written, group overwritten).
+        pairs: In-place permissions of each step, in order: (group written, group overwritten, bytes
+            saved when both are one).
         scratch: Bytes of each step while it runs; negative for what it saves in every order.
         preds: The steps that must run before each step, ascending; ``succs`` is the reverse.
         start_bytes: Bytes alive before the first step that some step reads or that are kept.
@@ -66,7 +70,7 @@ class Costs:
     kept: Sequence[bool]
     opens: Sequence[tuple[int, ...]]
     reads: Sequence[tuple[int, ...]]
-    pairs: Sequence[tuple[tuple[int, int], ...]]
+    pairs: Sequence[tuple[tuple[int, int, int], ...]]
     scratch: Sequence[int]
     preds: Sequence[tuple[int, ...]]
     succs: Sequence[tuple[int, ...]]
@@ -89,11 +93,11 @@ class Costs:
         free = set(dying)
         merged: set[int] = set()
         saved = 0
-        for written, over in pairs:
+        for written, over, bytes_ in pairs:
             if over in free and written not in merged:
                 free.remove(over)
                 merged.add(written)
-                saved += min(self.size[written], self.size[over])
+                saved += bytes_
         return saved
 
 
@@ -103,9 +107,9 @@ def costs_of(flow: Dataflow, groups: Groups, rules: Rules, sharing: Sharing | No
     size, openers, readers, kept = _merged(groups, settled)
     count = len(size)
     matters = [bytes_ > 0 for bytes_ in size]
-    pairs = [_kept_pairs(step_pairs, settled) for step_pairs in groups.pairs]
+    pairs = [_kept_pairs(step_pairs, groups, settled) for step_pairs in groups.pairs]
     for step_pairs in pairs:
-        for _, over in step_pairs:
+        for _, over, _ in step_pairs:
             matters[over] = True
     opens: list[list[int]] = [[] for _ in flow.steps]
     reads: list[list[int]] = [[] for _ in flow.steps]
@@ -152,8 +156,10 @@ def _merged(
     ]
     readers = list(groups.readers)
     kept = list(groups.kept)
-    for group in settled.free:
-        size[group] = 0
+    for group, bytes_ in (*settled.sizes.items(), *((g, 0) for g in settled.free)):
+        size[group] = bytes_
+    for group, steps in settled.openers.items():
+        openers[group] = steps
     for group, steps in settled.readers.items():
         readers[group] = steps
     members: dict[int, list[int]] = {}
@@ -176,12 +182,14 @@ def _merged(
 
 
 def _kept_pairs(
-    pairs: tuple[tuple[int, int], ...], settled: Sharing
-) -> tuple[tuple[int, int], ...]:
-    if not settled.inside or not pairs:
-        return pairs
-    inside = settled.inside
-    return tuple((w, x) for w, x in pairs if w not in inside and x not in inside)
+    pairs: tuple[tuple[int, int], ...], groups: Groups, settled: Sharing
+) -> tuple[tuple[int, int, int], ...]:
+    inside, free, size = settled.inside, settled.free, groups.size
+    return tuple(
+        (w, x, 0 if w in free or x in free else min(size[w], size[x]))
+        for w, x in pairs
+        if w not in inside and x not in inside
+    )
 
 
 def _preds_of(flow: Dataflow, edges: Iterable[tuple[int, int]]) -> list[tuple[int, ...]]:

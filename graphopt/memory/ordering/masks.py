@@ -14,7 +14,7 @@ class MaskGraph:
 
     Attributes:
         graph: The units.
-        preds: Per unit the mask of the units that must run before it.
+        preds: Per unit the mask of the units that must run before it; ``succs`` is the reverse.
         everything: The mask of all units.
         favours: Per unit its favours as (favour bit, users, is_ending): the group ends in the unit
             when no user is left, or is open when a user ran.
@@ -24,6 +24,7 @@ class MaskGraph:
         self.graph = graph
         self.everything = (1 << len(graph.units)) - 1
         self.preds = [_mask(before) for before in graph.preds]
+        self.succs = [_mask(after) for after in graph.succs]
         readers = {group: _mask(units) for group, units in graph.readers.items()}
         openers = {group: _mask(units) for group, units in graph.openers.items()}
         self.favours: list[tuple[tuple[int, int, bool], ...]] = []

@@ -5,10 +5,16 @@ Depth first over sets of units that ran; L is the bytes alive after such a set:
 1. A set is expanded once.
 2. *Safe move*: a ready unit that stays within the budget and adds no bytes runs at once, without
    alternatives: since L is submodular, any order within the budget can be changed to run it now.
-3. *Valleys*: the same holds for several units in a row. When a set is reached whose L is no more
-   than that of a set on the path, every alternative of that earlier set is covered by what follows
-   the later one. So the path keeps only sets with increasing L, and a failure falls back below the
-   valley.
+3. *Valleys*: the same holds for several units at once, when no part of them alone leaves fewer
+   bytes than all. When such a set is reached whose L is no more than that of a set on the path,
+   every alternative of the earlier set is covered by what follows the later one. So the path keeps
+   few sets open, and a failure falls back below the valley.
+
+Of rule 3, argued: let X hold D, L(X) <= L(D), and let no set between D and X be below L(X). In any
+order from D, run the rest of X first and leave it out later. A later set D + S becomes X + S, and
+L(X + S) - L(D + S) <= L(X) - L(D + (S and X)) <= 0 by submodularity. What a unit needs while it
+runs falls as well, since more in-place writes are possible. Without the condition a part of X may
+be the deeper valley, and following X would be wrong.
 
 A search that ends without an order proves that none stays within the budget; the least excess seen
 on the way is then what every order needs.
@@ -23,6 +29,8 @@ from graphopt.memory.ordering.masks import MaskGraph
 # Looking at this many ready units counts as one more node: wide graphs cost more per set.
 _LOOKS_PER_NODE = 32
 _CLOCK_EVERY = 256
+# Sets between two sets of the path that are compared before a valley is taken as undecided.
+_MOST_SUBSETS = 16
 
 
 @dataclass
@@ -34,12 +42,14 @@ class Effort:
         deadline: Time after which everything stops, as ``time.monotonic`` counts.
         nodes: Nodes visited so far.
         is_late: Whether the clock stopped a search; then another run may find something else.
+        is_limited: Whether some search stopped before it had an answer.
     """
 
     nodes_left: int
     deadline: float
     nodes: int = field(default=0)
     is_late: bool = field(default=False)
+    is_limited: bool = field(default=False)
 
     def spend(self, nodes: int) -> None:
         """Count ``nodes`` and look at the clock."""
@@ -48,6 +58,17 @@ class Effort:
         if self.nodes_left > 0 and time.monotonic() > self.deadline:
             self.is_late = True
             self.nodes_left = 0
+
+    def part(self, share: float) -> "Effort":
+        """Return ``share`` of what is left, to be spent apart and then counted with ``add``."""
+        return Effort(int(self.nodes_left * share), self.deadline)
+
+    def add(self, part: "Effort") -> None:
+        """Count what was spent apart."""
+        self.nodes += part.nodes
+        self.nodes_left = 0 if part.is_late else self.nodes_left - part.nodes
+        self.is_late |= part.is_late
+        self.is_limited |= part.is_limited
 
     @property
     def is_spent(self) -> bool:
@@ -110,11 +131,11 @@ class _Search:
         counted = 0
         while True:
             moves = self._settle()
+            while frames and frames[-1][1] >= self.level and self._is_lowest_since(frames[-1]):
+                frames.pop()
             if self.done == self.masks.everything:
                 self.effort.spend(len(seen) + self.looks // _LOOKS_PER_NODE - counted)
                 return Answer(self.path, None)
-            while frames and frames[-1][1] >= self.level:
-                frames.pop()
             if self.done not in seen:
                 seen.add(self.done)
                 moves.sort(reverse=True)
@@ -125,6 +146,7 @@ class _Search:
                 self.effort.spend(nodes - counted)
                 counted = nodes
                 if self.effort.is_spent or nodes > self.most_nodes:
+                    self.effort.is_limited = True
                     return Answer(None, None)
             while frames and not frames[-1][3]:
                 frames.pop()
@@ -158,6 +180,58 @@ class _Search:
             if safe is None:
                 return moves
             self._run(*safe)
+
+    def _is_lowest_since(self, frame: _Frame) -> bool:
+        """Return whether no set between ``frame`` and the current one has fewer bytes after it.
+
+        Units that add nothing to the smaller set, and units that the larger one does not gain from,
+        do not matter, since L is submodular. What is left is enumerated; False when it is too much.
+        """
+        low, low_level = frame[0], frame[1]
+        high, high_level = self.done, self.level
+        preds, succs = self.masks.preds, self.masks.succs
+        block = self.path[frame[4] :]
+        self.looks += 2 * len(block)
+        is_shrinking = True
+        while is_shrinking and low != high:
+            is_shrinking = False
+            for unit in block:
+                bit = 1 << unit
+                if high & bit and not low & bit and not preds[unit] & ~low:
+                    net = self._net(unit, low)
+                    if net <= 0:
+                        low, low_level, is_shrinking = low | bit, low_level + net, True
+            for unit in reversed(block):
+                bit = 1 << unit
+                if high & bit and not low & bit and not succs[unit] & high:
+                    net = self._net(unit, high ^ bit)
+                    if net >= 0:
+                        high, high_level, is_shrinking = high ^ bit, high_level - net, True
+            if min(low_level, high_level) < self.level:
+                return False
+        core = [unit for unit in block if high >> unit & 1 and not low >> unit & 1]
+        return self._is_lowest_over(core, low, low_level)
+
+    def _is_lowest_over(self, core: list[int], low: int, low_level: int) -> bool:
+        """Return whether no set of ``low`` and units of ``core`` has fewer bytes than now."""
+        preds = self.masks.preds
+        pending, seen = [(low, low_level)], {low}
+        while pending:
+            done, level = pending.pop()
+            self.looks += len(core)
+            for unit in core:
+                after = done | 1 << unit
+                if after in seen or preds[unit] & ~done:
+                    continue
+                following = level + self._net(unit, done)
+                if following < self.level or len(seen) > _MOST_SUBSETS:
+                    return False
+                seen.add(after)
+                pending.append((after, following))
+        return True
+
+    def _net(self, unit: int, done: int) -> int:
+        return self.units[unit].cost(self.masks.favours_of(unit, done))[1]
 
     def _run(self, unit: int, net: int) -> None:
         self.path.append(unit)

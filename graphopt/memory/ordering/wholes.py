@@ -6,31 +6,32 @@
    that writes into it to the last reader of anything in it, which is a function of the steps that
    ran. This is a guess of what ``place_parts`` will do; the order found is judged by what it does.
 2. *Relaxed*: bytes that no placement can save are counted, the rest is not. A joined piece costs
-   its bytes until the join and nothing after it, and the join saves them; a cut piece costs
-   nothing, unless all that reads the whole is one step that cuts it into pieces that do not
-   overlap. Every order and every placement costs at least that, since the whole is at least as
-   large as the pieces in it. So a bound of the relaxed costs is a bound of the real ones.
+   its bytes until the join and nothing after it, and the join saves them. A whole that is cut
+   costs what is left of it without the pieces, and each piece lives from the start of the whole to
+   the last reader of either; where pieces overlap, they cost nothing. Every order and every
+   placement costs at least that, since the whole is at least as large as the pieces in it. So a
+   bound of the relaxed costs is a bound of the real ones.
 """
 
 from collections.abc import Collection, Iterable
 
+from graphopt.memory.aliasing import Aliasing
 from graphopt.memory.ordering.costs import Sharing
-from graphopt.memory.ordering.groups import Groups, Part
+from graphopt.memory.ordering.groups import OUTSIDE, Groups, Part
 
 
-def joined(groups: Groups, base: Sharing, steps: Collection[int] | None = None) -> Sharing:
+def joined(groups: Groups, base: Sharing, chosen: Collection[Part] | None = None) -> Sharing:
     """Return ``base`` with parts placed.
 
     Args:
         groups: The groups with their parts.
         base: What else is settled.
-        steps: The joining and cutting steps whose parts are placed; None for all that promise to
-            pay.
+        chosen: The parts that are placed; None for all that promise to pay.
     """
     inside: dict[int, int] = {}
     versions: set[int] = set()
     for part in groups.parts:
-        wanted = _promises(groups, part) if steps is None else part.step in steps
+        wanted = _promises(groups, part) if chosen is None else part in chosen
         if not wanted or part.piece in inside or _holds(inside, part.piece, part.whole):
             continue
         inside[part.piece] = part.whole
@@ -40,6 +41,19 @@ def joined(groups: Groups, base: Sharing, steps: Collection[int] | None = None) 
         else:
             versions.add(part.piece)
     return Sharing(base.free, base.edges, inside, frozenset(versions))
+
+
+def placed_parts(groups: Groups, aliasing: Aliasing) -> frozenset[Part]:
+    """Return the parts that ``aliasing``, made for some order of the same dataflow, has placed."""
+    opened: dict[int, int] = {}
+    for value, group in enumerate(groups.root):
+        opened.setdefault(group, value)
+    return frozenset(
+        part
+        for part in groups.parts
+        if aliasing.root[opened[part.piece]] == aliasing.root[opened[part.whole]]
+        and aliasing.offset[opened[part.piece]] == aliasing.offset[opened[part.whole]] + part.start
+    )
 
 
 def _holds(inside: dict[int, int], outer: int, inner: int) -> bool:
@@ -79,47 +93,63 @@ def relaxed(groups: Groups, free: Iterable[int]) -> Sharing:
         if groups.raw_size[part.whole] == groups.raw_size[part.piece]:
             # Both are the same bytes, so parts of either may move the other.
             nothing.update((part.whole, part.piece))
-    joins: dict[int, list[Part]] = {}
+    joins: dict[int, set[int]] = {}
     cuts: dict[int, list[Part]] = {}
     for part in groups.parts:
         if part.is_join:
-            joins.setdefault(part.piece, []).append(part)
+            joins.setdefault(part.piece, set()).add(part.step)
         else:
             cuts.setdefault(part.whole, []).append(part)
-    readers: dict[int, tuple[int, ...]] = {}
-    saves: dict[int, int] = {}
-    for piece, parts in joins.items():
-        joining = {part.step for part in parts}
-        if len(joining) > 1:
-            # It may be placed in one of several wholes; whichever ends its cost is not settled.
-            nothing.add(piece)
-        elif piece not in nothing:
-            readers[piece] = tuple(joining)
-            step = parts[0].step
-            saves[step] = saves.get(step, 0) + groups.size[piece]
-    for whole, parts in cuts.items():
-        cutting = {part.step for part in parts}
-        is_split = set(groups.readers[whole]) == cutting and len(cutting) == 1
-        is_split &= whole not in nothing and groups.is_counted[whole] and not groups.kept[whole]
-        if not is_split or whole in readers or not _are_apart(groups, parts):
+    # A piece of several joins is placed in one of them; whichever ends its cost is not settled.
+    nothing.update(piece for piece, steps in joins.items() if len(steps) > 1)
+    split: dict[int, list[Part]] = {}
+    pieces: set[int] = set()
+    # Outer wholes come first: what is a piece of one whole is not taken apart a second time.
+    for whole in sorted(cuts, key=lambda w: (groups.opener[w], w)):
+        parts = cuts[whole]
+        if whole not in pieces and _is_split(groups, parts, nothing, joins):
+            split[whole] = parts
+            pieces.update(part.piece for part in parts)
+        else:
             nothing.update(part.piece for part in parts)
-            continue
+    saves: dict[int, int] = {}
+    readers: dict[int, tuple[int, ...]] = {}
+    for piece, steps in joins.items():
+        if piece not in nothing:
+            (step,) = steps
+            readers[piece] = (step,)
+            saves[step] = saves.get(step, 0) + groups.size[piece]
+    sizes: dict[int, int] = {}
+    openers: dict[int, tuple[int, ...]] = {}
+    for whole, parts in split.items():
+        sizes[whole] = groups.size[whole] - sum(groups.size[part.piece] for part in parts)
+        first = groups.opener[whole]
         for part in parts:
-            if part.piece not in nothing and part.piece not in readers:
-                saves[part.step] = saves.get(part.step, 0) + groups.size[part.piece]
-            else:
-                nothing.add(part.piece)
-    for piece in [piece for piece in readers if piece in nothing]:
-        (step,) = readers.pop(piece)
-        saves[step] -= groups.size[piece]
-    return Sharing(free=frozenset(nothing), readers=readers, saves=saves)
+            openers[part.piece] = () if first == OUTSIDE else (first,)
+            users = {*groups.readers[whole], *groups.readers[part.piece]}
+            readers[part.piece] = tuple(sorted(users))
+    return Sharing(
+        free=frozenset(nothing), sizes=sizes, openers=openers, readers=readers, saves=saves
+    )
 
 
-def _are_apart(groups: Groups, parts: list[Part]) -> bool:
+def _is_split(
+    groups: Groups, parts: list[Part], nothing: Collection[int], joins: Collection[int]
+) -> bool:
+    """Return whether a whole can be counted as the pieces cut from it and a rest.
+
+    Each piece then lives from the start of the whole to the last reader of the whole or of the
+    piece. Placed inside or copied, the pieces and the whole take at least that.
+    """
+    whole = parts[0].whole
+    touched = {whole, *(part.piece for part in parts)}
+    if any(group in nothing or group in joins for group in touched):
+        return False
+    if groups.kept[whole] or not groups.is_counted[whole]:
+        return False
     end = 0
     for part in sorted(parts, key=lambda p: p.start):
         if part.start < end:
             return False
-        # Sizes are padded; a piece may only end where the next one starts.
         end = part.start + groups.size[part.piece]
     return True

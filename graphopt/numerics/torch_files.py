@@ -1,0 +1,148 @@
+"""Save a program for torch, and compare the file as read back with the program in onnxruntime.
+
+In: a program, a path with the suffix of a torch format. Out: the file, or an error and no file. The
+samples are those the program came with, else seeded ones; where dimensions are open a second
+sample has other sizes, so that a size that torch took for a constant shows.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from graphopt.backends import BACKENDS
+from graphopt.errors import GraphoptError, UnsupportedError, VerificationError
+from graphopt.ir.dims import Bounds
+from graphopt.ir.program import Program
+from graphopt.memory.plan import MemoryPlan
+from graphopt.memory.sizes import input_symbols
+from graphopt.numerics.compare import Tolerance, compare_outputs
+from graphopt.numerics.feeds import Feed, make_feed, size_choices
+from graphopt.numerics.verify import Outputs, run_program, user_feeds
+
+_MOST_TRIES = 12
+_OTHER_SIZES = (1, 2, 8, 32)
+
+
+def save_for_torch(
+    program: Program,
+    path: Path,
+    *,
+    plan: MemoryPlan | None = None,
+    verify: bool = True,
+    tolerance: Tolerance | None = None,
+    example_inputs: Any = None,
+    inputs: Iterable[Path] = (),
+) -> list[Path]:
+    """Write ``program`` in the torch format that the suffix of ``path`` names.
+
+    Args:
+        program: The model.
+        path: A ``.ts`` or ``.pt2`` file.
+        plan: Written into the archive.
+        verify: Whether the file is compared with the program in onnxruntime.
+        tolerance: What difference is accepted.
+        example_inputs: Samples in the form of ``compile``; None: seeded ones.
+        inputs: Files that must not be touched.
+
+    Raises:
+        UnsupportedError: torch is missing, the model has no torch form, or no sample runs.
+        VerificationError: the file does not compute what the program computes.
+        OutputError: nothing could be written; what was there before is still there.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise UnsupportedError(
+            "torch-missing",
+            f"writing '{path}' needs torch, which is not installed",
+            hint="pip install graphopt[torch], or save as .onnx",
+        )
+    module, _, name = BACKENDS[path.suffix].partition(":")
+    emit = getattr(importlib.import_module(module), name)
+    if not verify:
+        feeds = _unchecked_feeds(program, example_inputs)
+        files: list[Path] = emit(program, path, feeds=feeds, plan=plan, inputs=inputs)
+        return files
+    samples = _samples(program, example_inputs)
+    accepted = tolerance or Tolerance()
+
+    def check(run: Any) -> None:
+        for feed, expected in samples:
+            _compare(path, run, feed, expected, accepted)
+
+    feeds = [feed for feed, _ in samples]
+    files = emit(program, path, feeds=feeds, plan=plan, check=check, inputs=inputs)
+    return files
+
+
+def _compare(path: Path, run: Any, feed: Feed, expected: Outputs, tolerance: Tolerance) -> None:
+    sizes = {name: list(array.shape) for name, array in feed.items()}
+    try:
+        found = run(feed)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise VerificationError(
+            "torch-file-refuses",
+            f"'{path.name}' as read back does not run at sizes {sizes}, which the model accepts: "
+            f"{first[:300]}",
+            hint="narrow the bounds of the open dimensions (dynamic_shapes, --dim NAME=LOW..HIGH), "
+            "or save as .onnx",
+        ) from error
+    for output in compare_outputs(expected, found, tolerance):
+        if not output.accepted:
+            raise VerificationError(
+                "torch-file-differs",
+                f"'{path.name}' as read back differs from the program in onnxruntime at sizes "
+                f"{sizes}: output '{output.name}': {output.reason}",
+                hint="please report this; --rtol accepts a larger error, .onnx is not concerned",
+            )
+
+
+def _samples(program: Program, example_inputs: Any) -> list[tuple[Feed, Outputs]]:
+    """Return samples that onnxruntime runs, with its outputs; at least one."""
+    if example_inputs is not None:
+        return [(f, run_program(program, f)) for f in user_feeds(program, example_inputs)]
+    refusal: GraphoptError | None = None
+    for tried, sizes in enumerate(size_choices(program, {})):
+        if tried >= _MOST_TRIES:
+            break
+        feed = make_feed(program, sizes, 0)
+        try:
+            samples = [(feed, run_program(program, feed))]
+        except UnsupportedError as error:
+            refusal = refusal or error
+            continue
+        return samples + _second(program, sizes)
+    raise UnsupportedError(
+        "torch-sample-refused",
+        "onnxruntime does not run the model on seeded samples, so no sample can be traced: "
+        f"{refusal.message if refusal else 'no sizes to try'}",
+        hint="compile with example inputs",
+    )
+
+
+def _second(program: Program, first: Mapping[str, int]) -> list[tuple[Feed, Outputs]]:
+    """Return a sample with other sizes of the open dimensions, where onnxruntime accepts one."""
+    if not input_symbols(program.graph.inputs):
+        return []
+    for more in _OTHER_SIZES:
+        sizes = {}
+        for name, size in first.items():
+            bounds = program.bounds.get(name, Bounds())
+            larger = size + more
+            fits = bounds.upper is None or larger <= bounds.upper
+            sizes[name] = larger if fits else max(bounds.lower, size - more, 1)
+        if sizes == dict(first):
+            continue
+        with contextlib.suppress(UnsupportedError):
+            feed = make_feed(program, sizes, 1)
+            return [(feed, run_program(program, feed))]
+    return []
+
+
+def _unchecked_feeds(program: Program, example_inputs: Any) -> list[Feed]:
+    if example_inputs is not None:
+        return user_feeds(program, example_inputs)
+    choices = list(size_choices(program, {}))[:_MOST_TRIES]
+    return [make_feed(program, sizes, 0) for sizes in choices]

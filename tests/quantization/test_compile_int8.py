@@ -1,0 +1,241 @@
+"""``compile(precision="int8")`` from end to end, on the network that the tests train."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+import graphopt
+from graphopt.errors import OptionError, UnsupportedError, VerificationError
+from graphopt.quantization.description import META_KEY
+
+RNG = np.random.default_rng(0)
+
+
+def tensor(name: str, array: np.ndarray) -> Any:
+    return onnx.numpy_helper.from_array(array.astype(np.float32), name)
+
+
+def network(opset: int = 13) -> onnx.ModelProto:
+    """Return a residual network: two convolutions, a sum, a pool and a linear layer."""
+    node = onnx.helper.make_node
+    nodes = [
+        node("Conv", ["x", "w1", "b1"], ["c1"], name="conv1", pads=[1, 1, 1, 1]),
+        node("Relu", ["c1"], ["r1"], name="relu1"),
+        node("Conv", ["r1", "w2"], ["c2"], name="conv2", pads=[1, 1, 1, 1]),
+        node("Add", ["c2", "r1"], ["s"], name="add"),
+        node("Relu", ["s"], ["r2"], name="relu2"),
+        node("GlobalAveragePool", ["r2"], ["p"], name="pool"),
+        node("Flatten", ["p"], ["f"], name="flatten"),
+        node("Gemm", ["f", "w3", "b3"], ["y"], name="linear"),
+    ]
+    shape = ["batch", 3, 8, 8]
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [info("x", 1, shape)],
+        [info("y", 1, ["batch", 5])],
+        [
+            tensor("w1", RNG.standard_normal((16, 3, 3, 3)) / 5),
+            tensor("b1", RNG.standard_normal(16) / 5),
+            tensor("w2", RNG.standard_normal((16, 16, 3, 3)) / 12),
+            tensor("w3", RNG.standard_normal((16, 5)) / 4),
+            tensor("b3", RNG.standard_normal(5)),
+        ],
+    )
+    opsets = [onnx.helper.make_opsetid("", opset)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def samples(count: int = 12) -> list[dict[str, np.ndarray]]:
+    return [
+        {"x": RNG.standard_normal((1 + i % 2, 3, 8, 8)).astype(np.float32)} for i in range(count)
+    ]
+
+
+def saved(model: onnx.ModelProto, folder: Path) -> Path:
+    path = folder / "model.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def kernels(path: Path, folder: Path) -> list[str]:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node]
+
+
+@pytest.mark.parametrize("opset", [9, 13, 18, 21])
+def test_x86_everything_eligible_is_integer(opset: int, tmp_path: Path) -> None:
+    path = saved(network(opset), tmp_path)
+    result = graphopt.compile(path, precision="int8", calibration_data=iter(samples()))
+    out = tmp_path / "q.onnx"
+    result.save(out)
+    model = onnx.load(out)
+    onnx.checker.check_model(model, full_check=True)
+    assert [o.version for o in model.opset_import if o.domain == ""] == [max(13, opset)]
+    found = kernels(out, tmp_path)
+    assert [name for name in found if "Linear" in name or "Gemm" in name] == [
+        "QuantizeLinear",
+        "QLinearConv",
+        "QLinearConv",
+        "QLinearAdd",
+        "QLinearGlobalAveragePool",
+        "QGemm",
+    ]
+    assert "Relu" not in found
+    # The interface stays float, dynamic and named as it was.
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert [v.name for v in (*model.graph.input, *model.graph.output)] == ["x", "y"]
+    # No float weight is left.
+    floats = [t for t in model.graph.initializer if t.data_type == 1 and len(t.dims) > 1]
+    assert floats == []
+    assert result.program.model.meta.get(META_KEY) is None
+
+
+def test_every_optimization_level_loads_and_agrees(tmp_path: Path) -> None:
+    path = saved(network(), tmp_path)
+    result = graphopt.compile(path, precision="int8", calibration_data=samples())
+    result.save(tmp_path / "q.onnx")
+    feed = {"x": RNG.standard_normal((3, 3, 8, 8)).astype(np.float32)}
+    wanted = ort.InferenceSession(str(path)).run(None, feed)[0]
+    level = ort.GraphOptimizationLevel
+    for chosen in (
+        level.ORT_DISABLE_ALL,
+        level.ORT_ENABLE_BASIC,
+        level.ORT_ENABLE_EXTENDED,
+        level.ORT_ENABLE_ALL,
+    ):
+        options = ort.SessionOptions()
+        options.graph_optimization_level = chosen
+        options.log_severity_level = 3
+        session = ort.InferenceSession(str(tmp_path / "q.onnx"), options)
+        got = session.run(None, feed)[0]
+        assert 10 * np.log10(np.square(wanted).sum() / np.square(wanted - got).sum()) > 25
+
+
+def test_the_result_says_what_it_measured(tmp_path: Path) -> None:
+    path = saved(network(), tmp_path)
+    result = graphopt.compile(path, precision="int8", calibration_data=samples())
+    report = result.quantization
+    assert report is not None
+    assert (report.samples, report.activation, report.weight) == (12, "uint8", "int8")
+    assert report.worst_db > report.wanted_db
+    assert report.returned == ()
+    assert report.kernels is not None
+    assert report.kernels.float_nodes == {}
+    assert report.kernels.kernels["conv1"] == "QLinearConv"
+    assert report.kernels.kernels["add"] == "QLinearAdd"
+    assert set(report.layers) == {"conv1", "conv2", "add", "pool", "flatten", "linear"}
+    assert result.verification is not None
+    plain = result.verification.to_dict()
+    assert plain["tolerance"] == {"sqnr_db": report.wanted_db}
+    assert plain["inputs"] == "calibration"
+    assert plain["outputs"][0]["sqnr_db"] > report.wanted_db
+    assert "accepted 28 dB" in str(result)
+    # The plan is of what the runtime executes: the floats between Q and DQ are never in memory.
+    assert result.plan.arena_bytes < 0.5 * result.baseline.arena_bytes
+    assert "int8" in result.explain("conv1")
+    assert "QLinearConv" in result.explain("conv1")
+
+
+def test_back_off_returns_nodes_until_the_goal_is_met(tmp_path: Path) -> None:
+    path = saved(network(), tmp_path)
+    data = samples()
+    free = graphopt.compile(path, precision="int8", calibration_data=data).quantization
+    assert free is not None
+    goal = free.worst_db + 4
+    result = graphopt.compile(
+        path,
+        precision="int8",
+        calibration_data=data,
+        verify=graphopt.Tolerance(sqnr_db=goal),
+    )
+    report = result.quantization
+    assert report is not None
+    assert report.worst_db >= goal
+    assert 0 < len(report.returned) < 5
+    assert all(report.reasons[name] == ("kept-float", "") for name in report.returned)
+    assert "costs too much accuracy" in result.explain(report.returned[0])
+    # One node less in float would not have met the goal.
+    assert any(what.startswith("int8 alone: ") for what, _ in report.tried)
+
+
+def test_arm_and_gpu_schemes(tmp_path: Path) -> None:
+    path = saved(network(), tmp_path)
+    types = {}
+    for target in ("arm64-cpu", "raspberry-pi-5", "nvidia-l4"):
+        result = graphopt.compile(path, target=target, precision="int8", calibration_data=samples())
+        result.save(tmp_path / "q.onnx")
+        model = onnx.load(tmp_path / "q.onnx")
+        onnx.checker.check_model(model, full_check=True)
+        ops = [node.op_type for node in model.graph.node]
+        zeros = [t for t in model.graph.initializer if t.data_type in (2, 3) and not t.dims]
+        types[target] = {t.data_type for t in zeros}
+        if target == "nvidia-l4":
+            # The compiler fuses Relu and the sum itself; biases stay float; zero points are 0.
+            assert ops.count("Relu") == 2
+            assert all(onnx.numpy_helper.to_array(t) == 0 for t in zeros)
+            assert not any(t.data_type == 6 for t in model.graph.initializer)
+        else:
+            assert "Relu" not in ops
+            assert any(t.data_type == 6 for t in model.graph.initializer)
+    assert types == {target: {3} for target in types}
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error", "code"),
+    [
+        ({"precision": "int8"}, OptionError, "calibration-missing"),
+        ({"calibration_data": []}, OptionError, "calibration-unused"),
+        ({"precision": "int8", "calibration_data": []}, OptionError, "calibration-empty"),
+        (
+            {"precision": "int8", "calibration_data": [1], "target": "apple-m4"},
+            UnsupportedError,
+            "quantization-target",
+        ),
+        (
+            {"precision": "int8", "calibration_data": [1], "target": "ethos-u55"},
+            UnsupportedError,
+            "quantization-full-integer",
+        ),
+    ],
+)
+def test_refusals(
+    keywords: dict[str, Any], error: type[Exception], code: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error) as caught:
+        graphopt.compile(saved(network(), tmp_path), **keywords)
+    assert getattr(caught.value, "code", None) == code
+
+
+def test_same_input_same_bytes(tmp_path: Path) -> None:
+    path, data = saved(network(), tmp_path), samples()
+    contents = []
+    for name in ("a.onnx", "b.onnx"):
+        result = graphopt.compile(path, precision="int8", calibration_data=list(data))
+        result.save(tmp_path / name)
+        contents.append((tmp_path / name).read_bytes())
+    assert contents[0] == contents[1]
+
+
+def test_verification_rejects_a_result_that_is_too_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graphopt.numerics import quantize
+
+    monkeypatch.setattr(quantize.Quantizer, "_back_off", lambda self, description: None)
+    with pytest.raises(VerificationError) as caught:
+        graphopt.compile(
+            saved(network(), tmp_path),
+            precision="int8",
+            calibration_data=samples(),
+            verify=graphopt.Tolerance(sqnr_db=90),
+        )
+    assert caught.value.code == "quantization-error"
