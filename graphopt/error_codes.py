@@ -24,6 +24,25 @@ CODES: dict[str, str] = {
         "The bounds of a dimension leave no size at all. Give a smallest size that is not above "
         "the largest."
     ),
+    "calibration-empty": (
+        "The calibration data held no sample. Make a new generator for each compile."
+    ),
+    "calibration-method": (
+        "No calibration method has that name. Use min-max, percentile, entropy or mse."
+    ),
+    "calibration-missing": (
+        "int8 needs ranges and nothing gives them. Give calibration_data, or --calib FOLDER."
+    ),
+    "calibration-type": (
+        "The calibration data is no iterable of samples. Give dictionaries, tuples or a folder."
+    ),
+    "calibration-unreadable": (
+        "The folder or a .npz file in it cannot be read. Give one .npz per sample, one array "
+        "per input."
+    ),
+    "calibration-unused": (
+        'Calibration data was given, but nothing needs it. Say precision="int8", or leave it out.'
+    ),
     "capture-differs": (
         "The model that torch's exporter made does not compute what the torch module computes "
         "on the example inputs. Report it to the exporter's project, or accept a larger error "
@@ -111,6 +130,9 @@ CODES: dict[str, str] = {
     "example-inputs-type": (
         "The example inputs are neither a tuple, a dictionary nor a tensor. Pass one of these."
     ),
+    "external-data-format": (
+        "External data was asked for a torch file, which holds its weights itself. Leave it out."
+    ),
     "external-data-key": (
         "The reference to external data has a key that is missing, repeated or unknown. Save "
         "the model again."
@@ -195,7 +217,6 @@ CODES: dict[str, str] = {
     "file-unreadable": (
         "The operating system does not let the file be read. Correct its permissions or the path."
     ),
-    "format-not-served": "This version does not write that format yet. Save as .onnx.",
     "format-unknown": "No format has that name or suffix. Use one that the message lists.",
     "function-expansion": (
         "Inlining the functions of the model would make it enormous. No real model does that: "
@@ -424,6 +445,27 @@ CODES: dict[str, str] = {
         "The archive has members that torch never writes. It is damaged or made to do harm: "
         "save the program again."
     ),
+    "quantization-error": (
+        "The quantized model is below the accepted signal-to-noise ratio. Accept less with "
+        "Tolerance(sqnr_db=), or calibrate on more samples."
+    ),
+    "quantization-full-integer": (
+        "The target wants integer inputs and outputs, which is not served. Use the vendor's "
+        "quantizer."
+    ),
+    "quantization-opset": (
+        "The opset is below 13, which integer weights per channel need. Run raise-opset; its "
+        "skips say why it could not."
+    ),
+    "quantization-range": "The text of a range is unreadable. Write value=low:high.",
+    "quantization-scheme": (
+        "The integer types that the target describes are not served. Describe uint8 or int8 "
+        "activations with int8 weights."
+    ),
+    "quantization-target": (
+        "The target describes no integer kernels. Choose another one, or describe them."
+    ),
+    "quantization-type": "The activation option is no type that is served. Use uint8 or int8.",
     "rank-too-large": (
         "A tensor has more dimensions than are supported. No runtime takes such a tensor."
     ),
@@ -490,10 +532,27 @@ CODES: dict[str, str] = {
         "The model has more parts than any real model. The file is damaged or made to exhaust "
         "memory."
     ),
+    "torch-capture-failed": (
+        "torch runs the model but refuses to trace or export it. Try the other torch format, or "
+        ".onnx."
+    ),
+    "torch-control-flow": (
+        "An If or Loop depends on the inputs in a way that torch cannot trace. Save as .onnx."
+    ),
+    "torch-dtype-missing": "torch has no tensors of that type. Save as .onnx.",
+    "torch-file-differs": (
+        "The file as read back differs from the program in onnxruntime, and nothing was "
+        "written. Report it, or accept more with --rtol."
+    ),
+    "torch-file-refuses": (
+        "The file as read back does not run at a size that the model accepts, and nothing was "
+        "written. Narrow the bounds, or save as .onnx."
+    ),
     "torch-input-written": (
         "The module writes into one of its inputs, which an ONNX model cannot do. Use the "
         "operation that returns a new tensor."
     ),
+    "torch-missing": "torch is not installed. Install graphopt[torch], or save as .onnx.",
     "torch-model-type": (
         "The object is no torch module. Pass an nn.Module, a GraphModule or an ExportedProgram."
     ),
@@ -508,7 +567,14 @@ CODES: dict[str, str] = {
     "torch-not-convertible": (
         "The exporter of torch cannot translate the module. The message shows its reason."
     ),
+    "torch-operator-form": "The operator is lowered to torch, but not in this form. Save as .onnx.",
+    "torch-operator-missing": (
+        "An operator has no torch form. Save as .onnx, or replace the operator."
+    ),
     "torch-operator-unsupported": "An operator of torch has no form in ONNX. Replace it by others.",
+    "torch-sample-refused": (
+        "No sample size runs, so there is nothing to trace. Compile with example inputs."
+    ),
     "torch-script-module": (
         "The object is a TorchScript module, which torch.export does not take. Pass the "
         "nn.Module that it was made from."
@@ -516,6 +582,9 @@ CODES: dict[str, str] = {
     "torch-unregistered-state": (
         "State of the module is kept in a plain attribute, which a captured model would freeze. "
         "Register it with register_buffer."
+    ),
+    "torch-value-missing": (
+        "A value has neither data nor a producer. The model is broken: export it again."
     ),
     "torch-weights-without-data": (
         "A weight is on the meta device and has no values. Load the weights first."

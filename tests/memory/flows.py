@@ -3,8 +3,8 @@
 import random
 
 from graphopt.memory.dataflow import Dataflow, DataValue, Role, Step
-from graphopt.memory.plan import MemoryPlan, ModelFacts
 from graphopt.memory.placing import Rules
+from graphopt.memory.plan import MemoryPlan, ModelFacts
 from graphopt.memory.planning import assemble
 from graphopt.targets.loader import resolve_target
 
