@@ -91,7 +91,7 @@ class OutputTransaction:
         """Return a file to write the contents of ``path`` to; closed by the transaction."""
         private = self.path_for(path)
         try:
-            file = open(private, "xb", opener=_open_new)
+            file = open(private, "xb", opener=_open_new)  # noqa: SIM115 - closed at the end
         except OSError as error:
             raise _output_error(error, Path(path)) from error
         self._open_files.append(file)

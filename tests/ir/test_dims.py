@@ -219,8 +219,10 @@ def test_parse_dim_reads(text: str, expected: Dim) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a b", "a/2", "f(a)", "a.b", "1.5", "True", "a if b else c", "2**a", "a**17", "a//0"]
-    + ["(" * 300 + "a" + ")" * 300, "a+" * 6000 + "a", "__import__('os')", "lambda: 1", "a\0"],
+    [
+        *("", "a b", "a/2", "f(a)", "a.b", "1.5", "True", "a if b else c", "2**a", "a**17", "a//0"),
+        *("(" * 300 + "a" + ")" * 300, "a+" * 6000 + "a", "__import__('os')", "lambda: 1", "a\0"),
+    ],
 )
 def test_parse_dim_refuses(text: str) -> None:
     assert parse_dim(text) is None
