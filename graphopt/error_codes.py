@@ -3,6 +3,8 @@
 Shown by ``graphopt explain CODE``. A test compares this list with the codes in the source.
 """
 
+from graphopt.error_codes_parts import CODES_OF_PARTS
+
 CODES: dict[str, str] = {
     "activation-unknown": (
         "An option of fuse-activation names an operator that no convolution kernel fuses. "
@@ -23,30 +25,6 @@ CODES: dict[str, str] = {
     "bounds-empty": (
         "The bounds of a dimension leave no size at all. Give a smallest size that is not above "
         "the largest."
-    ),
-    "calibration-empty": (
-        "The calibration data held no sample. Make a new generator for each compile."
-    ),
-    "calibration-method": (
-        "No calibration method has that name. Use min-max, percentile, entropy or mse."
-    ),
-    "calibration-missing": (
-        "int8 needs ranges and nothing gives them. Give calibration_data, or --calib FOLDER."
-    ),
-    "calibration-type": (
-        "The calibration data is no iterable of samples. Give dictionaries, tuples or a folder."
-    ),
-    "calibration-unreadable": (
-        "The folder or a .npz file in it cannot be read. Give one .npz per sample, one array "
-        "per input."
-    ),
-    "calibration-unused": (
-        'Calibration data was given, but nothing needs it. Say precision="int8", or leave it out.'
-    ),
-    "capture-differs": (
-        "The model that torch's exporter made does not compute what the torch module computes "
-        "on the example inputs. Report it to the exporter's project, or accept a larger error "
-        "with --rtol."
     ),
     "checker-refused": (
         "The checker of the ONNX project refuses the model. Repair it, or export it again with "
@@ -103,32 +81,10 @@ CODES: dict[str, str] = {
         "Two values of one graph have the same name. Every value needs a name of its own: "
         "export the model again."
     ),
-    "dynamic-shapes-invalid": (
-        "`dynamic_shapes` is not what torch.export takes for these inputs. Write a dictionary "
-        "from axis to dimension per input, or None."
-    ),
-    "dynamic-shapes-refused": (
-        "torch.export found that the model does not work for all sizes that `dynamic_shapes` "
-        "allows. Narrow the range of the dimension it names, or leave it fixed."
-    ),
-    "dynamic-shapes-unreadable": (
-        '`dynamic_shapes` for an ONNX model is in another form than expected. Write `{"input": '
-        '{0: ("batch", 1, 8)}}`: name, smallest and largest size.'
-    ),
     "effort-unknown": 'The effort of a search is neither "greedy" nor "exact". Use one of them.',
     "element-type-unknown": (
         "A tensor has an element type that ONNX does not define. Export the model again with a "
         "version that this installation knows."
-    ),
-    "example-inputs-mismatch": (
-        "The example inputs do not fit the signature of forward. Give a tuple by position or a "
-        "dictionary by name."
-    ),
-    "example-inputs-missing": (
-        "A torch module is captured by running it once, which needs inputs. Pass `example_inputs`."
-    ),
-    "example-inputs-type": (
-        "The example inputs are neither a tuple, a dictionary nor a tensor. Pass one of these."
     ),
     "external-data-format": (
         "External data was asked for a torch file, which holds its weights itself. Leave it out."
@@ -167,35 +123,6 @@ CODES: dict[str, str] = {
     "external-data-range": (
         "The offset or length of external data is no whole number, or lies outside of the file. "
         "Copy or save the model again."
-    ),
-    "factory-arguments": (
-        "The arguments of a factory do not fit its signature. Give them as name(key=value)."
-    ),
-    "factory-failed": (
-        "The function that builds the model raised an error. It is the model's own code: the "
-        "message shows its last line."
-    ),
-    "factory-file-missing": (
-        "The file that should build the model does not exist. Correct the path."
-    ),
-    "factory-module-missing": (
-        "The module that should build the model cannot be imported. Correct its name, or run "
-        "where it is installed."
-    ),
-    "factory-not-callable": (
-        "The name after the colon is no function. Name a function that returns the module and "
-        "its example inputs."
-    ),
-    "factory-not-found": (
-        "The file or module has no function of that name. The message lists what it has."
-    ),
-    "factory-result": (
-        "The function returned something that is no model. Return a module, or (module, "
-        "example_inputs), or these and dynamic_shapes."
-    ),
-    "factory-unreadable": (
-        "The text is no `package.module:function` and no `file.py:function`. Write one of these "
-        "forms."
     ),
     "file-changed": (
         "The model file changed while it was being read. Do not write to a model while it is "
@@ -293,10 +220,6 @@ CODES: dict[str, str] = {
         "The file could not be turned into a graph. Check it with onnx.checker; if that accepts "
         "it, report it."
     ),
-    "module-in-training-mode": (
-        "The module is in training mode, so dropout and batch statistics would be captured. "
-        "Call `.eval()` first."
-    ),
     "name-control-character": (
         "A name in the model holds control characters, which can deceive terminals and logs. "
         "Rename it with a tool that you trust."
@@ -327,7 +250,6 @@ CODES: dict[str, str] = {
     "not-onnx": (
         "The file is something else than an ONNX model. The message says what it looks like."
     ),
-    "not-pt2": "The file is no archive of torch.export. Write one with torch.export.save.",
     "not-utf8": "A text in the model is not UTF-8. The file is damaged: copy or export it again.",
     "opset-import-duplicate": "The model states two versions of one operator set. Export it again.",
     "opset-import-missing": (
@@ -391,26 +313,6 @@ CODES: dict[str, str] = {
         "make the plan again."
     ),
     "plan-rejected": "The plan is wrong for this model. Make it again from this very file.",
-    "plan-run-failed": (
-        "Executing the plan inside one arena gave wrong results or wrote where it must not. The "
-        "plan is wrong: make it again from this very file, and report it if it was."
-    ),
-    "plan-run-impossible": (
-        "The model does not run on the samples, so executing the plan proves nothing. Give "
-        "other sizes with --dim."
-    ),
-    "plan-run-no-kernel": (
-        "No library here executes one node of the model by itself. The plan is proven by the "
-        "verifier; only its execution is not."
-    ),
-    "plan-run-random": (
-        "The model draws random numbers, so two runs differ. The plan is proven by the "
-        "verifier; only its execution is not."
-    ),
-    "plan-run-too-large": (
-        "The plan takes more memory than this machine has. Check it on a larger machine or at "
-        "smaller sizes."
-    ),
     "plan-unreadable": (
         "The file is no memory plan of this version. Make it with `graphopt plan --format json`."
     ),
@@ -425,47 +327,6 @@ CODES: dict[str, str] = {
     "problem-invalid": (
         "An item of a placement problem makes no sense. The message says which and why: correct it."
     ),
-    "pt2-damaged": "The .pt2 archive is damaged. Copy or download it again.",
-    "pt2-holds-pickles": (
-        "The .pt2 archive holds pickles, which run code when they are read. Save the program "
-        "again with plain tensors only."
-    ),
-    "pt2-layout": (
-        "The .pt2 archive has a layout that holds pickles. Save the program again with a newer "
-        "torch."
-    ),
-    "pt2-needs-trust": (
-        "Loading a .pt2 archive can run code that is in it. If you know who made it, allow it "
-        "with --trust."
-    ),
-    "pt2-unreadable": (
-        "torch cannot load the archive. It may come from another version of torch: save it again."
-    ),
-    "pt2-unsafe-archive": (
-        "The archive has members that torch never writes. It is damaged or made to do harm: "
-        "save the program again."
-    ),
-    "quantization-error": (
-        "The quantized model is below the accepted signal-to-noise ratio. Accept less with "
-        "Tolerance(sqnr_db=), or calibrate on more samples."
-    ),
-    "quantization-full-integer": (
-        "The target wants integer inputs and outputs, which is not served. Use the vendor's "
-        "quantizer."
-    ),
-    "quantization-opset": (
-        "The opset is below 13, which integer weights per channel need. Run raise-opset; its "
-        "skips say why it could not."
-    ),
-    "quantization-range": "The text of a range is unreadable. Write value=low:high.",
-    "quantization-scheme": (
-        "The integer types that the target describes are not served. Describe uint8 or int8 "
-        "activations with int8 weights."
-    ),
-    "quantization-target": (
-        "The target describes no integer kernels. Choose another one, or describe them."
-    ),
-    "quantization-type": "The activation option is no type that is served. Use uint8 or int8.",
     "rank-too-large": (
         "A tensor has more dimensions than are supported. No runtime takes such a tensor."
     ),
@@ -532,63 +393,6 @@ CODES: dict[str, str] = {
         "The model has more parts than any real model. The file is damaged or made to exhaust "
         "memory."
     ),
-    "torch-capture-failed": (
-        "torch runs the model but refuses to trace or export it. Try the other torch format, or "
-        ".onnx."
-    ),
-    "torch-control-flow": (
-        "An If or Loop depends on the inputs in a way that torch cannot trace. Save as .onnx."
-    ),
-    "torch-dtype-missing": "torch has no tensors of that type. Save as .onnx.",
-    "torch-file-differs": (
-        "The file as read back differs from the program in onnxruntime, and nothing was "
-        "written. Report it, or accept more with --rtol."
-    ),
-    "torch-file-refuses": (
-        "The file as read back does not run at a size that the model accepts, and nothing was "
-        "written. Narrow the bounds, or save as .onnx."
-    ),
-    "torch-input-written": (
-        "The module writes into one of its inputs, which an ONNX model cannot do. Use the "
-        "operation that returns a new tensor."
-    ),
-    "torch-missing": "torch is not installed. Install graphopt[torch], or save as .onnx.",
-    "torch-model-type": (
-        "The object is no torch module. Pass an nn.Module, a GraphModule or an ExportedProgram."
-    ),
-    "torch-no-onnx-form": (
-        "Something in the module has no form in ONNX. The message says what and what to use in "
-        "its place."
-    ),
-    "torch-not-capturable": (
-        "torch.export cannot capture the module. The message shows the line of your code and "
-        "what to change."
-    ),
-    "torch-not-convertible": (
-        "The exporter of torch cannot translate the module. The message shows its reason."
-    ),
-    "torch-operator-form": "The operator is lowered to torch, but not in this form. Save as .onnx.",
-    "torch-operator-missing": (
-        "An operator has no torch form. Save as .onnx, or replace the operator."
-    ),
-    "torch-operator-unsupported": "An operator of torch has no form in ONNX. Replace it by others.",
-    "torch-sample-refused": (
-        "No sample size runs, so there is nothing to trace. Compile with example inputs."
-    ),
-    "torch-script-module": (
-        "The object is a TorchScript module, which torch.export does not take. Pass the "
-        "nn.Module that it was made from."
-    ),
-    "torch-unregistered-state": (
-        "State of the module is kept in a plain attribute, which a captured model would freeze. "
-        "Register it with register_buffer."
-    ),
-    "torch-value-missing": (
-        "A value has neither data nor a producer. The model is broken: export it again."
-    ),
-    "torch-weights-without-data": (
-        "A weight is on the meta device and has no values. Load the weights first."
-    ),
     "type-missing": "A value has no type. Export the model again.",
     "value-type": (
         "A value has a type that is not served. Dense tensors, sequences and optional values are."
@@ -610,3 +414,5 @@ CODES: dict[str, str] = {
         "with --external-data."
     ),
 }
+
+CODES |= CODES_OF_PARTS

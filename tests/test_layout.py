@@ -31,7 +31,17 @@ LAYERS = (
     ("pipeline",),
     ("passes", "backends", "frontends", "report"),
     ("numerics",),
-    ("limits", "options", "explain", "fitting", "result", "error_codes", "compiler", "api"),
+    (
+        "limits",
+        "options",
+        "explain",
+        "fitting",
+        "result",
+        "error_codes",
+        "error_codes_parts",
+        "compiler",
+        "api",
+    ),
     ("cli", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -32,13 +32,13 @@ DEFAULT_NODE_LIMIT = 400_000 if IS_COMPILED else 4_000
 _MAX_ITEMS = 2_500 if IS_COMPILED else 600
 
 # Order, and whether its width counts steps instead of sections.
-_ORDERS = ((TWA, 0), (WAT, 0), (ATW, 0), (TAW, 0), (TWA, 1), (WAT, 1))
-_STRATEGIES = tuple(
-    (order, by_duration, weight) for weight in (0.3, 1.0) for order, by_duration in _ORDERS
-)
+_ORDERS = ((WAT, 0), (TWA, 0), (WAT, 1), (TWA, 1))
+_BLAME_WEIGHTS = (0.3, 1.0, 3.0)
+# Orders that win seldom, but then where no other does.
+_LAST_ORDERS = ((TAW, 0), (ATW, 0))
 _FIRST_BUDGET_PER_ITEM = 1.5
-_BUDGET_GROWTH = 1.25
-_BLAME_KEPT = 0.7
+_BUDGET_GROWTH = 1.2
+_BLAME_KEPT = 0.8
 _NUM_RUNGS = 8
 _NODES_BETWEEN_CLOCKS = 500
 
@@ -82,7 +82,9 @@ class _Rung:
         num_items = len(state.size)
         self.capacity = capacity
         self.state = with_own_memo(state)
-        self.strategies = [_Strategy(*strategy, [0.0] * num_items) for strategy in _STRATEGIES]
+        strategies = [(*order, weight) for weight in _BLAME_WEIGHTS for order in _ORDERS]
+        strategies += [(*order, _BLAME_WEIGHTS[0]) for order in _LAST_ORDERS]
+        self.strategies = [_Strategy(*strategy, [0.0] * num_items) for strategy in strategies]
         self.budget = num_items * _FIRST_BUDGET_PER_ITEM
         self.round = 0
         self.nodes = 0
@@ -94,8 +96,9 @@ class _Rung:
 
     def active(self) -> Iterator[_Strategy]:
         """Yield the strategies to run: before anything is learned, one of each order."""
-        for index, own in enumerate(self.strategies):
-            first = self.strategies[index % len(_ORDERS)]
+        first_of_order: dict[tuple[int, int], _Strategy] = {}
+        for own in self.strategies:
+            first = first_of_order.setdefault((own.order, own.by_duration), own)
             if self.round == 0 and own is not first:
                 own.blame = list(first.blame)
             else:
