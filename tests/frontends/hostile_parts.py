@@ -246,7 +246,7 @@ def _ir_version(version: int) -> Callable[[onnx.ModelProto], None]:
     return lambda model: setattr(model, "ir_version", version)
 
 
-for _version in (0, 2, 14, 99, 2**62, -1):
+for _version in (0, 2, 15, 99, 2**62, -1):
     model_case(
         f"ir version {_version}", "ir-version", _ir_version(_version), error=UnsupportedError
     )
