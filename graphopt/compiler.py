@@ -67,6 +67,7 @@ def compile_model(model: Any, example_inputs: Any, options: CompileOptions) -> C
             limits=limits,
             input_files=_input_files(program),
             input_bytes=_input_bytes(program),
+            example_inputs=original.samples(),
             quantization=None if quantizer is None else quantizer.report,
         )
         check_limits(plan, limits, result)
@@ -200,7 +201,7 @@ class Original:
 
             self._reference = Reference(
                 self.program,
-                self._samples(),
+                self.samples(),
                 truth=self._truth(),
                 bindings=self.options.bindings or {},
                 tolerance=self.options.tolerance or Tolerance(),
@@ -208,7 +209,7 @@ class Original:
             )
         return self
 
-    def _samples(self) -> Any:
+    def samples(self) -> Any:
         """Return the user's samples; those of a torch model are by input name after capture."""
         captured = self.program.model.meta.get("graphopt.example_inputs")
         return self.example_inputs if captured is None else captured

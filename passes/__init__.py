@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 REGISTRY: dict[str, str] = {
     "deduplicate-initializers": "graphopt.passes.deduplicate_initializers:DeduplicateInitializers",
+    "dissolve-sequences": "graphopt.passes.dissolve_sequences:DissolveSequences",
     "drop-zero-states": "graphopt.passes.drop_zero_states:DropZeroStates",
     "eliminate-common-subexpressions": (
         "graphopt.passes.eliminate_common_subexpressions:EliminateCommonSubexpressions"
@@ -54,6 +55,7 @@ DEFAULT_PIPELINE: tuple[str, ...] = (
     "sort-nodes",
     "lift-constants",
     "infer-shapes",
+    "dissolve-sequences",
     *_ROUND,
     "fold-batch-norm",
     "fuse-bias",
@@ -78,16 +80,22 @@ def default_pipeline(
         bindings: Sizes of named dimensions at which orders are compared.
     """
     pool = target.pool_for("activation")
+    runtime, in_place_ops = target.runtime, target.compute.in_place_ops
+    in_place = runtime.in_place and (in_place_ops is None or bool(in_place_ops))
     options = [
         f"alignment={pool.alignment}",
-        f"writes_in_place={str(target.runtime.in_place).lower()}",
-        f"io_in_arena={str(target.runtime.io_in_arena).lower()}",
+        f"writes_in_place={str(in_place).lower()}",
+        f"io_in_arena={str(runtime.io_in_arena).lower()}",
     ]
+    if in_place_ops:
+        options.append(f"in_place_ops=[{';'.join(sorted(in_place_ops))}]")
+    if runtime.stream_weights:
+        options.append("streams_weights=true")
     first: tuple[str, ...] = ()
     if bindings:
         sizes = f"sizes=[{';'.join(f'{n}={s}' for n, s in sorted(bindings.items()))}]"
         options.append(sizes)
-        if target.runtime.static_shapes_only:
+        if runtime.static_shapes_only:
             first = (f"fix-dimensions{{{sizes}}}",)
     return (*first, *DEFAULT_PIPELINE, f"reorder-for-peak{{{','.join(options)}}}")
 

@@ -1,6 +1,7 @@
 """The order of nodes with the lowest peak that is found."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -8,11 +9,13 @@ import onnx_ir as ir
 from graphopt.errors import OptionError
 from graphopt.ir.program import OLDEST_OPSET_OF_FACTS, UPPER_BOUNDS_KEY, opset_of
 from graphopt.ir.rewrite import program_of
+from graphopt.memory.dataflow import Dataflow
 from graphopt.memory.dataflow_onnx import dataflow_of
 from graphopt.memory.placing import Rules
 from graphopt.memory.planning import body_arena_bytes
-from graphopt.memory.schedule import SearchEffort, best_order
+from graphopt.memory.schedule import SearchEffort, best_order, peak_of_order
 from graphopt.memory.sizes import choose_bindings
+from graphopt.memory.streaming import stream_weights
 from graphopt.passes.fix_dimensions import parse_sizes
 from graphopt.pipeline.base import Pass, PassResult, Skip
 
@@ -41,6 +44,8 @@ class ReorderForPeak(Pass):
         alignment: Bytes to which buffers are rounded up.
         writes_in_place: Whether the runtime writes in place.
         io_in_arena: Whether inputs and outputs live in the arena.
+        in_place_ops: Operator types that the runtime writes in place; empty: all that may be.
+        streams_weights: Whether the runtime copies weights into the arena as they are needed.
         sizes: Sizes of named dimensions as ``name=size``; others count at their upper bounds.
 
     Example:
@@ -57,6 +62,8 @@ class ReorderForPeak(Pass):
     alignment: int = 64
     writes_in_place: bool = True
     io_in_arena: bool = False
+    in_place_ops: tuple[str, ...] = ()
+    streams_weights: bool = False
     sizes: tuple[str, ...] = ()
 
     def call(self, model: ir.Model) -> PassResult:
@@ -75,7 +82,12 @@ class ReorderForPeak(Pass):
         wanted = parse_sizes(self.sizes)
         named = {name: size for name, size in wanted.items() if name in program.bounds}
         sizes = choose_bindings(program, named, upper_bounds)
-        flow = dataflow_of(program, sizes, lambda body: body_arena_bytes(body, rules))
+        flow = dataflow_of(
+            program,
+            sizes,
+            lambda body: body_arena_bytes(body, rules),
+            in_place_ops=self.in_place_ops or None,
+        )
         schedule = best_order(
             flow,
             rules,
@@ -91,6 +103,9 @@ class ReorderForPeak(Pass):
             if flow.not_planned:
                 skip = Skip("sizes-unknown", name, flow.not_planned[0].name)
             return PassResult(model, False, skipped=(skip,))
+        if self.streams_weights and not _lower_with_streams(flow, schedule.order, rules):
+            skip = Skip("order-is-best", model.graph.name or "", "counting the streamed weights")
+            return PassResult(model, False, skipped=(skip,))
         nodes = list(model.graph)
         model.graph.remove(nodes)
         model.graph.extend(nodes[index] for index in schedule.order)
@@ -104,3 +119,15 @@ class ReorderForPeak(Pass):
         raise OptionError(
             "effort-unknown", f"unknown effort '{self.effort}'", hint="use 'greedy' or 'exact'"
         )
+
+
+def _lower_with_streams(flow: Dataflow, order: Sequence[int], rules: Rules) -> bool:
+    """Say whether ``order`` is still lower when the weights of two steps at a time are copied in.
+
+    Which weights those are depends on the order, so they cannot be part of the graph that is
+    searched.
+    """
+    ordered = replace(flow, steps=tuple(flow.steps[index] for index in order))
+    return peak_of_order(stream_weights(ordered), rules) < peak_of_order(
+        stream_weights(flow), rules
+    )

@@ -39,7 +39,8 @@ _LAST_ORDERS = ((TAW, 0), (ATW, 0))
 _FIRST_BUDGET_PER_ITEM = 1.5
 _BUDGET_GROWTH = 1.2
 _BLAME_KEPT = 0.8
-_NUM_RUNGS = 8
+_NUM_RUNGS = 4
+_FAVOURED_NODES_PER_ITEM = 500
 _NODES_BETWEEN_CLOCKS = 500
 
 
@@ -147,7 +148,8 @@ class _Hunt:
             rungs = self._spread(rungs)
             lowest, others = rungs[0], rungs[1:]
             rung = min(others, key=lambda rung: rung.nodes, default=lowest)
-            if 2 * lowest.nodes <= sum(other.nodes for other in others):
+            favour = 2 if lowest.nodes < _FAVOURED_NODES_PER_ITEM * len(lowest.state.size) else 6
+            if favour * lowest.nodes <= sum(other.nodes for other in others):
                 rung = lowest
             self._run_round(rung)
 
