@@ -355,6 +355,11 @@ CODES: dict[str, str] = {
     "size-unreadable": (
         "The text is no size in bytes. Write a number, or a number with a unit such as 320KiB."
     ),
+    "solver-missing": (
+        "The second opinion on a placement comes from OR-Tools, which is not installed. Install "
+        "the extra: `pip install 'graphopt[solver]'`."
+    ),
+    "solver-unknown": "`graphopt pack --solver` takes `own` or `cp-sat`. Use one of them.",
     "source-type": (
         "The object cannot be loaded as an ONNX model. Pass a path, an onnx.ModelProto or an "
         "onnx_ir.Model."

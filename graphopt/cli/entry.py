@@ -229,12 +229,15 @@ def pack(
         Path | None, typer.Option("-o", "--output", help="Write the placement here.")
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", help="Time limit.")] = 20.0,
+    solver: Annotated[
+        str, typer.Option("--solver", help="'own', or 'cp-sat' for a second opinion by OR-Tools.")
+    ] = "own",
     json_: JsonOption = False,
 ) -> None:
     """Solve a placement problem: the planner alone, on the CSV of the minimalloc benchmark."""
     from graphopt.cli.verb_fit import run_pack
 
-    run_pack(problem, capacity, output, seconds=seconds, as_json=json_)
+    run_pack(problem, capacity, output, seconds=seconds, solver=solver, as_json=json_)
 
 
 @app.command()

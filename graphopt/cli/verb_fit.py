@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from graphopt.cli.common import Loaded, note, parse_dims, parse_limits
 from graphopt.cli.outcome import print_json
 from graphopt.errors import DoesNotFitError, OptionError
 from graphopt.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from graphopt.memory.problem import Placement, Problem
 
 
 def run_fit(
@@ -45,23 +49,40 @@ def run_fit(
         print(report)
 
 
+_NO_NODE_LIMIT = 1 << 62
+
+
+def _solve(problem: "Problem", solver: str, seconds: float) -> "Placement":
+    """Return the placement of the solver called ``solver``; only ``seconds`` limits it."""
+    from graphopt.memory.packing.cp_sat import improve_with_cp_sat
+    from graphopt.memory.planners import plan_placement
+
+    if solver == "own":
+        return plan_placement(problem, effort="exact", seconds=seconds, node_limit=_NO_NODE_LIMIT)
+    if solver != "cp-sat":
+        raise OptionError(
+            "solver-unknown", f"no solver is called '{solver}'", hint="use 'own' or 'cp-sat'"
+        )
+    return improve_with_cp_sat(problem, plan_placement(problem), seconds=seconds)
+
+
 def run_pack(
     problem_file: Path,
     capacity: str | None,
     output: Path | None,
     *,
     seconds: float,
+    solver: str,
     as_json: bool,
 ) -> None:
     """Solve a placement problem from a CSV file; fail when the capacity is not met."""
-    from graphopt.memory.planners import plan_placement
     from graphopt.memory.problem import Problem
     from graphopt.memory.problem_csv import read_problem_csv, write_problem_csv
     from graphopt.memory.verify_placement import verify_placement
 
     allowed = None if capacity is None else parse_bytes(capacity)
     problem = read_problem_csv(problem_file, capacity=allowed)
-    placement = plan_placement(problem, effort="exact", seconds=seconds)
+    placement = _solve(problem, solver, seconds)
     fits = allowed is None or placement.height <= allowed
     verify_placement(Problem(problem.items), placement)
     facts = {
@@ -90,5 +111,8 @@ def run_pack(
             pool=problem_file.name,
             required_bytes=placement.height,
             available_bytes=allowed,
-            hint=f"no placement is below {placement.lower_bound} bytes",
+            hint=f"no placement is below {placement.lower_bound} bytes"
+            if placement.lower_bound > allowed
+            else f"none was found in {seconds:g} seconds, but none below {placement.lower_bound} "
+            "bytes exists; a longer --seconds may find one",
         )

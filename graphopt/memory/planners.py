@@ -41,8 +41,8 @@ def plan_placement(
     """Return the lowest placement found.
 
     Args:
-        problem: The items. A capacity does not change the search: a placement above it is
-            returned too, and the caller decides what that means.
+        problem: The items. With a capacity the exact search stops at the first placement that
+            fits it; one above it is returned too, and the caller decides what that means.
         effort: ``greedy`` stops after the portfolio; ``exact`` searches on until the height is
             proven minimal or a limit is reached.
         seconds: Wall-clock guard of the exact search; it only matters on a machine too slow to

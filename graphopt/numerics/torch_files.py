@@ -1,7 +1,7 @@
 """Save a program for torch, and compare the file as read back with the program in onnxruntime.
 
 In: a program, a path with the suffix of a torch format. Out: the file, or an error and no file. The
-samples are those the program came with, else seeded ones; where dimensions are open a second
+samples are those the program came with, else seeded ones; where dimensions are open one more
 sample has other sizes, so that a size that torch took for a constant shows.
 """
 
@@ -14,8 +14,8 @@ from typing import Any
 
 from graphopt.backends import BACKENDS
 from graphopt.errors import GraphoptError, UnsupportedError, VerificationError
-from graphopt.ir.dims import Bounds
-from graphopt.ir.program import Program
+from graphopt.ir.dims import Bounds, symbol, symbols_of
+from graphopt.ir.program import Program, dims_of
 from graphopt.memory.plan import MemoryPlan
 from graphopt.memory.sizes import input_symbols
 from graphopt.numerics.compare import Tolerance, compare_outputs
@@ -102,7 +102,10 @@ def _compare(path: Path, run: Any, feed: Feed, expected: Outputs, tolerance: Tol
 def _samples(program: Program, example_inputs: Any) -> list[tuple[Feed, Outputs]]:
     """Return samples that onnxruntime runs, with its outputs; at least one."""
     if example_inputs is not None:
-        return [(f, run_program(program, f)) for f in user_feeds(program, example_inputs)]
+        feeds = user_feeds(program, example_inputs)
+        samples = [(feed, run_program(program, feed)) for feed in feeds]
+        # Samples of one size would not show that a size became a constant in the trace.
+        return samples + (_second(program, _sizes_of(program, feeds[0])) if feeds else [])
     refusal: GraphoptError | None = None
     for tried, sizes in enumerate(size_choices(program, {})):
         if tried >= _MOST_TRIES:
@@ -122,9 +125,25 @@ def _samples(program: Program, example_inputs: Any) -> list[tuple[Feed, Outputs]
     )
 
 
+def _sizes_of(program: Program, feed: Feed) -> dict[str, int]:
+    """Return the sizes that the arrays of ``feed`` give to the dimensions with a name."""
+    sizes: dict[str, int] = {}
+    for value in program.graph.inputs:
+        array = feed.get(value.name or "")
+        dims = dims_of(value)
+        if array is None or dims is None:
+            continue
+        for dim, size in zip(dims, array.shape, strict=False):
+            for name in symbols_of(dim):
+                if dim == symbol(name):
+                    sizes[name] = size
+    return sizes
+
+
 def _second(program: Program, first: Mapping[str, int]) -> list[tuple[Feed, Outputs]]:
     """Return a sample with other sizes of the open dimensions, where onnxruntime accepts one."""
-    if not input_symbols(program.graph.inputs):
+    symbols = input_symbols(program.graph.inputs)
+    if not symbols or not set(symbols) <= first.keys():
         return []
     for more in _OTHER_SIZES:
         sizes = {}

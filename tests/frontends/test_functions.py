@@ -94,9 +94,9 @@ def test_many_calls_of_one_function_take_linear_time() -> None:
         model = functions("f (a) => (b) { t = Abs (a)  b = Neg (t) }", "y = d.f (x)")
         for index in range(count):
             model.graph.node.add(domain="d", op_type="f", input=["x"], output=[f"o{index}"])
-        started = time.perf_counter()
+        started = time.process_time()
         assert len(load_onnx(model).graph) == 2 * count + 2
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     assert seconds(2000) < 20 * seconds(200)
 

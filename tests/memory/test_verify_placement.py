@@ -135,10 +135,12 @@ def test_a_shrunk_top_item_leaves_the_height_wrong() -> None:
     assert rule_broken(problem, placement) == "height"
 
 
-def test_twenty_thousand_items_take_less_than_half_a_second() -> None:
+def test_twenty_thousand_items_take_no_square_of_time() -> None:
     items = tuple(Item(f"v{i}", i, i + 3, 64) for i in range(20_000))
     offsets = tuple(i % 3 * 64 for i in range(20_000))
     placement = Placement(offsets, 192, "by hand", 192, optimal=True)
-    start = time.perf_counter()
+    start = time.process_time()
     verify_placement(Problem(items), placement)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 5, (
+        "a tenth of a second; comparing all pairs takes a minute"
+    )

@@ -56,8 +56,12 @@ _MIX_1, _MIX_2, _MIX_3 = 0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB13311
 @jit
 def start(state: State, count: int) -> None:
     """Set up the root: every item rests at 0, or where obstacles and alignment first allow."""
+    mode = _SPLIT
     for at in range(count):
         low = lift(state, at, 0)
+        if low + state.size[at] > state.limit[at]:
+            # Obstacles alone keep it above the capacity: the root fails.
+            mode = _FAILED
         state.item[at] = at
         state.rest[at] = low
         state.least[at] = low
@@ -66,7 +70,7 @@ def start(state: State, count: int) -> None:
     sort_positions(state, 0, count)
     state.control[FRAME] = -1
     state.control[NODES] = 0
-    state.control[MODE] = _SPLIT
+    state.control[MODE] = mode
 
 
 @jit
