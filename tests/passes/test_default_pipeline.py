@@ -45,8 +45,8 @@ NETWORKS = {
     "sinet_portrait": (208, 0.0),
     "squeezenet1_1_fp16": (65, 2e-3),
     "squeezenet1_1_imagenet": (65, 0.0),
-    "stories260k_decode": (401, 0.0),
-    "stories260k_prefill": (364, 0.0),
+    "stories260k_decode": (402, 1e-5),
+    "stories260k_prefill": (365, 0.0),
     "ultraface_rfb320": (125, 1e-5),
     "yolox_nano_416": (365, 0.0),
 }
