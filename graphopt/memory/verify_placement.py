@@ -60,6 +60,8 @@ def _check_height(problem: Problem, placement: Placement) -> None:
         _reject("bound", f"the lower bound {placement.lower_bound} is above the height {height}")
     if placement.lower_bound == height and not placement.optimal:
         _reject("optimal", f"the height {height} meets the bound and is not called optimal")
+    if placement.lower_bound < height and placement.optimal:
+        _reject("optimal", f"the height {height} is called optimal above the bound")
     if problem.capacity is not None and height > problem.capacity:
         _reject("capacity", f"the items reach {height}, the capacity is {problem.capacity}")
 

@@ -49,6 +49,7 @@ def test_accepts_good_and_empty() -> None:
         ({"height": 7}, "height"),
         ({"lower_bound": 9}, "bound"),
         ({"optimal": False}, "optimal"),
+        ({"lower_bound": 7}, "optimal"),
         ({"offsets": (8, 4, 0), "height": 12, "optimal": False}, "capacity"),
         ({"offsets": (0, 0, 0), "height": 4}, "bound"),
         ({"offsets": (0, 0, 0), "height": 4, "lower_bound": 4}, "overlap"),
