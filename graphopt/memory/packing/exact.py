@@ -10,6 +10,7 @@ to reach them within ``seconds``.
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 from graphopt.memory.packing.instance import Instance, build_instance
 from graphopt.memory.packing.jit import IS_COMPILED
@@ -24,7 +25,7 @@ from graphopt.memory.packing.state import (
     new_state,
     with_own_memo,
 )
-from graphopt.memory.problem import Placement, Problem
+from graphopt.memory.problem import Item, Placement, Problem
 
 #: Nodes that a call may visit when the caller does not say: a few seconds either way.
 DEFAULT_NODE_LIMIT = 400_000 if IS_COMPILED else 4_000
@@ -60,12 +61,27 @@ def improve_placement(
     if len(instance.free) > _MAX_ITEMS:
         return best
     limit = DEFAULT_NODE_LIMIT if node_limit is None else node_limit
+    if IS_COMPILED:
+        _compile_search()
     hunt = _Hunt(problem, instance, best, limit, time.monotonic() + seconds)
     if problem.capacity is not None:
         hunt.reach(problem.capacity)
     else:
         hunt.minimize()
     return hunt.best
+
+
+@cache
+def _compile_search() -> None:
+    """Run every function once, so that compiling (once per installation) costs no search time."""
+    # Two that overlap leave room for one more on a side; the third has no room at all.
+    items = tuple(Item(name, start, start + 2, 2) for name, start in (("a", 0), ("b", 1)))
+    tight = Item("c", 1, 2, 1)
+    for problem in (Problem(items), Problem((*items, tight))):
+        instance = build_instance(problem)
+        tallest = sum(item.size for item in problem.items)
+        best = Placement((0,) * len(problem.items), tallest + 1, "", 1, optimal=False)
+        _Hunt(problem, instance, best, _NODES_BETWEEN_CLOCKS, float("inf")).minimize()
 
 
 @dataclass
