@@ -45,6 +45,8 @@ def broken_plans(plan: MemoryPlan, rng: random.Random) -> dict[str, MemoryPlan]:
     places = [
         at for at, b in enumerate(plan.buffers) if b.segment == "arena" and b.bytes and b.values
     ]
+    if not places:
+        return {}
     at = rng.choice(places)
     one: PlannedBuffer = plan.buffers[at]
     top = max(places, key=lambda p: plan.buffers[p].offset + plan.buffers[p].bytes)
