@@ -1,9 +1,9 @@
 """All trained networks through the command line: verified, accuracy kept, arena beside onnxsim's.
 
 For every ``.onnx`` of the assets (``GRAPHOPT_ASSETS``, else ``../shared``) this runs ``graphopt
-compile IN -o OUT -t cpu`` as a user would, and prints, for one set of rules (alignment 1, inputs
-and outputs inside the arena, as onnxsim plans), the arena before and after next to the arena that
-onnxsim 0.8.1 plans for its own simplified form of the same file. ``--evaluate`` then runs the
+compile IN -o OUT -t cpu`` as a user would. Beside that it compiles for a target whose rules are
+those that onnxsim plans by (alignment 1, inputs and outputs inside the arena), and prints the arena
+before and after next to the arena that onnxsim 0.8.1 plans for its own simplified form of the same file. ``--evaluate`` then runs the
 assets' ``evaluate.py`` on the originals and on the results.
 
     python benchmarks/trained_networks.py [--evaluate] [--out DIR] [--only NAME ...]
@@ -80,11 +80,15 @@ def compile_one(path: Path, out: Path, dims: dict[str, int]) -> tuple[dict[str, 
     return json.loads(done.stdout), seconds
 
 
-def arena(path: Path, target: Path, dims: dict[str, int]) -> tuple[int, int, int]:
+def arena(
+    path: Path, target: Path, dims: dict[str, int], *, optimize: bool
+) -> tuple[int, int, int]:
     """Return (arena, lower bound, number of values not planned) of a file under ``target``."""
     import graphopt
 
-    plan = graphopt.plan(path, target=target, bindings=dims)
+    passes = None if optimize else ()
+    result = graphopt.compile(path, target=target, bindings=dims, passes=passes, verify=False)
+    plan = result.plan
     return plan.arena_bytes, plan.lower_bound_bytes, len(plan.not_planned)
 
 
@@ -144,8 +148,8 @@ def main() -> None:
             bad += 1
             print(f"{path.stem:<26}FAILED {data['failed']}: {data['stderr'][:300]}")
             continue
-        before, _, _ = arena(path, rules, dims)
-        after, bound, missing = arena(out / path.name, rules, dims)
+        before, _, _ = arena(path, rules, dims, optimize=False)
+        after, bound, missing = arena(path, rules, dims, optimize=True)
         rival, rival_missing = onnxsim_arena(path, dims)
         error = data["verification"]["max_rel_error"]
         nodes = f"{data['baseline']['model']['nodes']}>{data['plan']['model']['nodes']}"
