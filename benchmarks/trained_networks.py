@@ -3,8 +3,8 @@
 For every ``.onnx`` of the assets (``GRAPHOPT_ASSETS``, else ``../shared``) this runs ``graphopt
 compile IN -o OUT -t cpu`` as a user would. Beside that it compiles for a target whose rules are
 those that onnxsim plans by (alignment 1, inputs and outputs inside the arena), and prints the arena
-before and after next to the arena that onnxsim 0.8.1 plans for its own simplified form of the same file. ``--evaluate`` then runs the
-assets' ``evaluate.py`` on the originals and on the results.
+before and after next to the arena that onnxsim 0.8.1 plans for its own simplified form of the same
+file. ``--evaluate`` then runs the assets' ``evaluate.py`` on the originals and on the results.
 
     python benchmarks/trained_networks.py [--evaluate] [--out DIR] [--only NAME ...]
 """
