@@ -128,7 +128,9 @@ def easy(small: bool) -> None:
     def recorded(problem: Problem, **keywords: Any) -> Placement:
         started = time.perf_counter()
         placement = plan_placement(problem, **keywords)
-        calls.append((time.perf_counter() - started, problem, placement))
+        if keywords.get("effort") == "exact":
+            # The plan of the model as it came in is made by the greedy planners alone.
+            calls.append((time.perf_counter() - started, problem, placement))
         return placement
 
     placing.plan_placement = recorded  # type: ignore[attr-defined]
