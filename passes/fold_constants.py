@@ -11,6 +11,7 @@ import onnx_ir as ir
 from graphopt.errors import InvariantError
 from graphopt.ir.constants import constant_of, read_array, static_dims
 from graphopt.ir.program import bodies_of, graphs_of
+from graphopt.passes._constant_cones import neutral_cones
 from graphopt.passes._edit import Edit
 from graphopt.passes._evaluate import NUMBERS, evaluate, is_evaluable, is_rounded
 from graphopt.passes._evaluate_moves import NotComputableError
@@ -29,7 +30,9 @@ class FoldConstants(Pass):
     Fires when:
         1. All inputs of a node are constants, and its result replaces as many bytes, or is small,
            or stays within the budget. Large results are computed when the file is written.
-        2. The condition of an ``If`` is constant: the nodes of that branch take its place.
+        2. Several such nodes together replace as many bytes as their results take: a weight that is
+           cut up and joined in another order.
+        3. The condition of an ``If`` is constant: the nodes of that branch take its place.
 
     Leaves alone:
         1. ``operator-not-evaluated``: random operators, ``QuantizeLinear`` and
@@ -72,6 +75,7 @@ class FoldConstants(Pass):
         # The budget is one for the life of the model: a second run does not get another.
         account = model.meta.setdefault(_ACCOUNT_KEY, _Account(_weight_bytes(model)))
         run = _Run(self, Edit(self, model), account)
+        run.cones = neutral_cones(model.graph, run.is_computable, self.small_bytes)
         for graph in graphs_of(model.graph):
             pending = deque(graph)
             while pending:
@@ -103,6 +107,14 @@ class _Run:
     options: FoldConstants
     edit: Edit
     account: _Account
+    cones: frozenset[ir.Node] = frozenset()
+
+    def is_computable(self, node: ir.Node) -> bool:
+        """Say whether nothing but bytes speaks against computing ``node``."""
+        types = [v.dtype for v in (*node.inputs, *node.outputs) if v is not None]
+        if not is_evaluable(node) or any(t not in NUMBERS for t in types):
+            return False
+        return node.op_type != "Cast" and not (self.options.exact and is_rounded(node))
 
     def fold(self, node: ir.Node) -> None:
         """Replace ``node`` by constants where it may be."""
@@ -148,7 +160,7 @@ class _Run:
         if options.exact and is_rounded(node):
             return "rounds", node.op_type
         growth = count - freed
-        if count <= options.small_bytes or growth <= 0:
+        if count <= options.small_bytes or growth <= 0 or node in self.cones:
             return "", ""
         if growth > options.max_output_bytes:
             return "output-too-large", f"{count} bytes"
