@@ -48,9 +48,16 @@ def ours(problem: Problem, seconds: float) -> Placement:
     return plan_placement(problem, effort="exact", seconds=seconds, node_limit=NO_LIMIT)
 
 
-def cp_sat(problem: Problem, seconds: float) -> Placement:
-    """OR-Tools on the same problem, on two threads."""
-    return improve_with_cp_sat(problem, plan_placement(problem), seconds=seconds, workers=2)
+def cp_sat(*, cumulative: bool) -> Solver:
+    """Return OR-Tools on the same problem, on two threads."""
+
+    def solve(problem: Problem, seconds: float) -> Placement:
+        first = plan_placement(problem)
+        return improve_with_cp_sat(
+            problem, first, seconds=seconds, workers=2, cumulative=cumulative
+        )
+
+    return solve
 
 
 def supermalloc(threads: int) -> Solver:
@@ -101,11 +108,12 @@ def hard(arguments: argparse.Namespace) -> None:
         if importlib.util.find_spec("omnimalloc"):
             solvers["SuperMalloc"] = supermalloc(arguments.threads)
         if importlib.util.find_spec("ortools"):
-            solvers["CP-SAT"] = cp_sat
+            solvers["CP-SAT"] = cp_sat(cumulative=False)
+            solvers["CP-SAT with Cumulative"] = cp_sat(cumulative=True)
     print(f"compiled: {IS_COMPILED}; peers: {', '.join(list(solvers)[1:]) or 'none installed'}")
     ours(replace(problems["K"], capacity=CAPACITY), 20)
     ours(problems["K"], 20)
-    for capacity in (CAPACITY, None):
+    for capacity in (CAPACITY,) if arguments.no_minimize else (CAPACITY, None):
         print(f"\n{'capacity ' + format(capacity, ',') if capacity else 'lowest height'}")
         total = slowest = 0.0
         for name in arguments.only or problems:
@@ -160,6 +168,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=12)
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--no-minimize", action="store_true", help="the decision only")
     parser.add_argument("--easy", action="store_true")
     parser.add_argument("--small", action="store_true", help="small builders, with --easy")
     arguments = parser.parse_args()

@@ -35,7 +35,7 @@ def plan_placement(
     problem: Problem,
     *,
     effort: Literal["greedy", "exact"] = "greedy",
-    seconds: float = 10.0,
+    seconds: float = 60.0,
     node_limit: int | None = None,
 ) -> Placement:
     """Return the lowest placement found.

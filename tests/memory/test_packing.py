@@ -176,13 +176,14 @@ def test_the_hard_problems_of_minimalloc_are_solved(name: str) -> None:
 
 def test_a_second_opinion_agrees() -> None:
     pytest.importorskip("ortools")
-    problem = random_problem(5, 12)
-    greedy = plan_placement(problem)
-    other = improve_with_cp_sat(problem, greedy, seconds=10)
-    verify_placement(problem, other)
-    assert other.height == solve(problem).height
-    below = replace(problem, capacity=other.height - 1)
-    assert improve_with_cp_sat(below, greedy, seconds=10).lower_bound == other.height
+    for seed in range(20):
+        problem = random_problem(seed, 10)
+        greedy = plan_placement(problem)
+        other = improve_with_cp_sat(problem, greedy, seconds=10)
+        verify_placement(problem, other)
+        assert other.height == solve(problem).height
+        below = replace(problem, capacity=other.height - 1)
+        assert improve_with_cp_sat(below, greedy, seconds=10).lower_bound == other.height
 
 
 def test_a_missing_solver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,8 +27,9 @@ from graphopt.memory.packing.state import (
 )
 from graphopt.memory.problem import Item, Placement, Problem
 
-#: Nodes that a call may visit when the caller does not say: a few seconds either way.
-DEFAULT_NODE_LIMIT = 400_000 if IS_COMPILED else 4_000
+# Nodes times items that a call may visit when the caller does not say: a few seconds either way,
+# well before the clock of the caller, so that results do not depend on it.
+_DEFAULT_WORK = 160_000_000 if IS_COMPILED else 500_000
 # Above this many free items the search has no chance, and its lists take n^2 * 20 bytes.
 _MAX_ITEMS = 2_500 if IS_COMPILED else 600
 
@@ -55,12 +56,14 @@ def improve_placement(
             that fits it; without one it goes on to the lowest.
         best: A valid placement.
         seconds: Wall-clock guard.
-        node_limit: Search nodes, None for ``DEFAULT_NODE_LIMIT``.
+        node_limit: Search nodes, None for a few seconds of them.
     """
     instance = build_instance(problem)
     if len(instance.free) > _MAX_ITEMS:
         return best
-    limit = DEFAULT_NODE_LIMIT if node_limit is None else node_limit
+    limit = node_limit
+    if limit is None:
+        limit = _DEFAULT_WORK // max(len(instance.free), 1)
     if IS_COMPILED:
         _compile_search()
     hunt = _Hunt(problem, instance, best, limit, time.monotonic() + seconds)
