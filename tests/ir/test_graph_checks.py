@@ -304,7 +304,7 @@ def test_time_is_linear_in_nodes() -> None:
     for model in (small, large):
         best = min(_seconds(model) for _ in range(3))
         times.append(best)
-    assert times[1] < 8 * times[0], "four times the nodes take about four times as long"
+    assert times[1] < 10 * times[0], "four times the nodes; a square would be sixteen times"
     assert times[1] < 5
 
 
