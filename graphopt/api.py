@@ -49,11 +49,15 @@ def compile(
         dynamic_shapes: torch.export's own syntax; for ONNX ``{"x": {0: ("batch", 1, 8)}}``.
         bindings: Sizes of named dimensions at which the plan is made. Dimensions without one are
             planned at their upper bounds.
-        precision: None to keep it, or ``"int8"``: static quantization for the target's integer
-            kernels. Nodes that cost too much accuracy stay float.
+        precision: None to keep it; ``"int8"``: static quantization for the target's integer
+            kernels, where nodes that cost too much accuracy stay float; ``"int8-weights"`` or
+            ``"int4-weights"``: weights in blocks of few bits, activations stay float; ``"fp16"`` or
+            ``"bf16"``: half precision, where nodes that leave its range or cost too much accuracy
+            stay float32, for targets that compute in it.
         sparsity: Not served yet; must stay None.
-        calibration_data: For int8: real inputs, any iterable of dictionaries or tuples, read once;
-            or the path of a folder of ``.npz`` files. Memory does not grow with their number.
+        calibration_data: For int8, and better than seeded samples for fp16 and bf16: real inputs,
+            any iterable of dictionaries or tuples, read once; or the path of a folder of ``.npz``
+            files. Memory does not grow with their number.
         memory_limit: Bytes, text such as ``"320KiB"``, or a mapping from pool to either.
         objective: Only ``"memory"`` is served.
         max_recompute: Only 0 is served.

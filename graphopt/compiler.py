@@ -22,14 +22,16 @@ from graphopt.memory.plan import MemoryPlan, PassBytes
 from graphopt.memory.planning import make_plan
 from graphopt.memory.sizes import input_symbols
 from graphopt.numerics.compare import Comparison, Tolerance
-from graphopt.options import CompileOptions
+from graphopt.options import HALF_PRECISIONS, CompileOptions
 from graphopt.pipeline.instruments import CompareEach, DumpText, MeasureMemory
 from graphopt.pipeline.pipeline import Instrument, PassPipeline, PassReport, build_passes
+from graphopt.quantization.precisions import WEIGHT_PRECISIONS, weight_precision_passes
 from graphopt.result import CompileResult
 from graphopt.targets.loader import resolve_target
 from graphopt.targets.schema import Target
 
 if TYPE_CHECKING:
+    from graphopt.numerics.half import HalfReport
     from graphopt.numerics.quantize import Quantizer
     from graphopt.numerics.verify import Reference
 
@@ -44,9 +46,11 @@ def compile_model(model: Any, example_inputs: Any, options: CompileOptions) -> C
     baseline = make_plan(planned, target, options.bindings, upper_bounds=upper_bounds)
     with original:
         reports = _run_passes(program, target, options, upper_bounds, original)
-        quantizer = None
+        quantizer = half = None
         if options.precision == "int8":
             quantizer = _quantize(program, target, options, reports)
+        elif options.precision in HALF_PRECISIONS:
+            half = _halve(program, target, options, reports, original.samples())
         planned, upper_bounds = plannable(program, options.bindings)
         plan = make_plan(
             as_it_runs(planned, target),
@@ -62,17 +66,18 @@ def compile_model(model: Any, example_inputs: Any, options: CompileOptions) -> C
             baseline=baseline,
             report=reports,
             verification=None,
-            warnings=_warnings(program, target, options),
+            warnings=(*_warnings(program, target, options), *_kept_float(half)),
             title=_title(program),
             limits=limits,
             input_files=_input_files(program),
             input_bytes=_input_bytes(program),
             example_inputs=original.samples(),
             quantization=None if quantizer is None else quantizer.report,
+            half=half,
         )
         check_limits(plan, limits, result)
         if options.tolerance is not None:
-            result.verification = original.verify(program, quantizer)
+            result.verification = original.verify(program, quantizer, half)
     return result
 
 
@@ -226,12 +231,21 @@ class Original:
         if self._reference is not None:
             self._reference.close()
 
-    def verify(self, program: Program, quantizer: "Quantizer | None" = None) -> Comparison:
+    def verify(
+        self,
+        program: Program,
+        quantizer: "Quantizer | None" = None,
+        half: "HalfReport | None" = None,
+    ) -> Comparison:
         """Compare ``program`` with the original; raise when it is outside the tolerance.
 
-        A quantized program is compared on calibration samples, by decibels.
+        A program of another precision is compared on the samples it was made on, by decibels.
         """
         assert self._reference is not None
+        if half is not None:
+            from graphopt.numerics.half import verify_half
+
+            return verify_half(program, self._reference.path, half)
         if quantizer is not None:
             return quantizer.verify(self._reference.path)
         return self._reference.verify(program)
@@ -290,7 +304,13 @@ def _run_passes(
     from graphopt.passes import default_pipeline
 
     default = default_pipeline(target, options.bindings)
-    passes = build_passes(options.passes, options.skip_passes, default)
+    chosen = options.passes
+    if options.precision in WEIGHT_PRECISIONS:
+        weights = weight_precision_passes(options.precision, target)
+        # The order is chosen last, for the operators that will run.
+        default = (*default[:-1], *weights, default[-1])
+        chosen = None if chosen is None else [*chosen, *weights]
+    passes = build_passes(chosen, options.skip_passes, default)
     if passes and program.opset < OLDEST_OPSET_OF_FACTS:
         raise UnsupportedError(
             "opset-too-old",
@@ -344,6 +364,33 @@ def _quantize(
     return quantizer
 
 
+def _halve(
+    program: Program,
+    target: Target,
+    options: CompileOptions,
+    reports: list[PassReport],
+    samples: Any,
+) -> "HalfReport":
+    """Convert ``program`` in place to the half precision that is asked for."""
+    from graphopt.numerics.half import convert_program
+
+    data, told = options.calibration_data, options.progress
+    half = convert_program(
+        program,
+        target,
+        options.precision,
+        samples if data is None else data,
+        tolerance=options.tolerance,
+        bindings=options.bindings,
+        seed=options.seed,
+        progress=None if told is None else lambda done, what: told(done, done, what),
+    )
+    for report in half.passes:
+        report.index = len(reports) + 1
+        reports.append(report)
+    return half
+
+
 def _pass_bytes(report: PassReport) -> PassBytes:
     return PassBytes(name=report.name, peak_before=report.peak_before, peak_after=report.peak_after)
 
@@ -359,6 +406,20 @@ def _warnings(program: Program, target: Target, options: CompileOptions) -> tupl
             f"opset {program.opset} is above what the runtime of '{target.name}' takes ({limit})"
         )
     return tuple(warnings)
+
+
+def _kept_float(half: "HalfReport | None") -> list[str]:
+    """Return how many nodes half precision left out on seeded samples, and what would change it."""
+    if half is None or half.inputs != "seeded":
+        return []
+    cautious = sum(reason in ("range", "error") for reason, _ in half.kept.values())
+    if not cautious:
+        return []
+    text = (
+        f"{cautious} nodes stay float32, judged by range and error on seeded samples: real ones "
+        "(example_inputs, calibration_data, --calib) may show that they need not"
+    )
+    return [text]
 
 
 def _unfit_shapes(program: Program, target: Target) -> list[str]:

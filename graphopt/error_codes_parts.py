@@ -1,6 +1,29 @@
 """Error codes of the parts one may never meet: torch, factories, int8, executed plans."""
 
 CODES_OF_PARTS: dict[str, str] = {
+    "arena-format": (
+        "Only TorchScript files can hold a module with an arena. Save as .ts, or leave arena out."
+    ),
+    "arena-overload": (
+        "TorchScript chose another form of an operator than the one that was tried. That is a bug "
+        "in graphopt: report it with the model."
+    ),
+    "arena-sizes-open": (
+        "An arena is planned for one size of every dimension, and one has none. Bind it with "
+        "bindings, or --dim NAME=SIZE."
+    ),
+    "arena-tensor-kind": (
+        "A tensor cannot lie in an arena of one data type: a view of another type, a sparse layout "
+        "or a tensor that changes in size. Save without arena."
+    ),
+    "arena-values-decide": (
+        "What the model computes depends on values of its inputs: a branch, a loop count or a "
+        "size taken from data. Save without arena, which keeps the decision in the file."
+    ),
+    "arena-write-outside": (
+        "An operator writes over an input or a weight, which belong to the caller. Save without "
+        "arena."
+    ),
     "calibration-empty": (
         "The calibration data held no sample. Make a new generator for each compile."
     ),
@@ -76,6 +99,23 @@ CODES_OF_PARTS: dict[str, str] = {
         "The text is no `package.module:function` and no `file.py:function`. Write one of these "
         "forms."
     ),
+    "half-error": (
+        "The model in half precision is below the accepted signal-to-noise ratio. Accept less with "
+        "Tolerance(sqnr_db=), or keep nodes float32."
+    ),
+    "half-keep-unknown": (
+        "An entry of the list of nodes that stay float32 names nothing in the model. Correct the "
+        "name; globs and operators are allowed, too."
+    ),
+    "half-no-gain": (
+        "So few nodes can be converted to the half precision asked for that no memory is saved. "
+        "Use fp16, export the model with a newer opset, or accept a larger error."
+    ),
+    "half-samples": (
+        "Half precision is judged on samples, and none runs through the model. Give example "
+        "inputs, or sizes with --dim."
+    ),
+    "half-type": "The type is no half precision. Use float16 (fp16) or bfloat16 (bf16).",
     "module-in-training-mode": (
         "The module is in training mode, so dropout and batch statistics would be captured. "
         "Call `.eval()` first."
@@ -100,6 +140,11 @@ CODES_OF_PARTS: dict[str, str] = {
     "plan-run-too-large": (
         "The plan takes more memory than this machine has. Check it on a larger machine or at "
         "smaller sizes."
+    ),
+    "precision-no-kernel": (
+        "The target cannot store weights of these bits, has no kernel that reads them beside "
+        "float activations, or does not compute in the half precision asked for. Choose another "
+        "precision or target; the message says what it takes."
     ),
     "pt2-damaged": "The .pt2 archive is damaged. Copy or download it again.",
     "pt2-holds-pickles": (
@@ -198,5 +243,13 @@ CODES_OF_PARTS: dict[str, str] = {
     ),
     "torch-weights-without-data": (
         "A weight is on the meta device and has no values. Load the weights first."
+    ),
+    "weight-not-finite": (
+        "A weight that should be stored in few bits holds infinities or NaN, which no scale fits. "
+        "Leave it alone with quantize-weights{keep=[NAME]}, or repair the model."
+    ),
+    "weight-scheme": (
+        "An option of quantize-weights has a value that it does not take. The message names the "
+        "values that exist."
     ),
 }

@@ -10,6 +10,7 @@ from graphopt.pipeline.pipeline import PassReport
 from graphopt.units import format_bytes
 
 if TYPE_CHECKING:
+    from graphopt.numerics.half import HalfReport
     from graphopt.numerics.quantize import Quantization
 
 
@@ -19,6 +20,7 @@ def explain_name(
     program: Program,
     reports: list[PassReport],
     quantization: "Quantization | None" = None,
+    half: "HalfReport | None" = None,
 ) -> str:
     """Return sentences about the tensor or node called ``name``.
 
@@ -34,6 +36,9 @@ def explain_name(
         ]
     if quantization is not None:
         lines += about_quantization(name, quantization)
+    if half is not None and name in half.kept:
+        reason, detail = half.kept[name]
+        lines.append(f"'{name}' stays float32: {reason} {detail}".rstrip())
     if lines:
         return "\n".join(lines)
     known = [alias.value for b in plan.buffers for alias in b.values]

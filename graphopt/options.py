@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,14 @@ from graphopt.limits import MemoryLimit
 from graphopt.numerics.compare import Tolerance
 from graphopt.pipeline.base import Pass
 from graphopt.pipeline.options import near_miss
+from graphopt.quantization.precisions import WEIGHT_PRECISIONS, WEIGHT_SQNR_DB
 from graphopt.targets.schema import Target
 
 Progress = Callable[[int, int, str], None]
+
+# Precisions that are chosen on samples; int8 needs them.
+HALF_PRECISIONS = ("fp16", "bf16")
+_CALIBRATED = ("int8", *HALF_PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,11 @@ class CompileOptions:
             raise OptionError(
                 "option-type", f"verify is {self.verify!r}, expected True, False or a Tolerance"
             )
-        if self.precision is None and self.calibration_data is not None:
+        if self.calibration_data is not None and self.precision not in _CALIBRATED:
             raise OptionError(
                 "calibration-unused",
                 "calibration_data is given, and precision asks for nothing that needs it",
-                hint="say precision='int8', or leave calibration_data out",
+                hint="say precision='int8' or 'fp16', or leave calibration_data out",
             )
         if self.precision == "int8" and self.calibration_data is None:
             raise OptionError(
@@ -73,10 +78,16 @@ class CompileOptions:
 
     @property
     def tolerance(self) -> Tolerance | None:
-        """The tolerance to verify with, None for no verification."""
-        if isinstance(self.verify, Tolerance):
-            return self.verify
-        return Tolerance() if self.verify else None
+        """The tolerance to verify with, None for no verification.
+
+        Weights of few bits change the outputs: those are compared by decibels.
+        """
+        if not self.verify:
+            return None
+        stated = self.verify if isinstance(self.verify, Tolerance) else Tolerance()
+        if stated.sqnr_db is None and self.precision in WEIGHT_PRECISIONS:
+            return replace(stated, sqnr_db=WEIGHT_SQNR_DB[self.precision])
+        return stated
 
     @property
     def dump_path(self) -> Path | None:
@@ -105,7 +116,7 @@ def options_from(keywords: Mapping[str, Any]) -> CompileOptions:
 
 def _refuse_unserved(options: CompileOptions) -> None:
     unserved = {
-        "precision": options.precision not in (None, "int8"),
+        "precision": options.precision not in (None, *_CALIBRATED, *WEIGHT_PRECISIONS),
         "sparsity": options.sparsity is not None,
         "objective": options.objective != "memory",
         "max_recompute": options.max_recompute != 0,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from graphopt.numerics.half import HalfReport
     from graphopt.numerics.quantize import Quantization
     from graphopt.report.html import ReportData
 
@@ -43,6 +44,7 @@ class CompileResult:
         output_bytes: Size of the files of the last ``save``.
         quantization: What quantization measured, and why each node is integer or float; None when
             nothing was quantized.
+        half: Which nodes stayed float32 in half precision, and why; None for other precisions.
     """
 
     program: Program
@@ -58,9 +60,14 @@ class CompileResult:
     output_bytes: int | None = None
     example_inputs: Any = field(default=None, repr=False)
     quantization: "Quantization | None" = None
+    half: "HalfReport | None" = None
 
     def save(
-        self, path: str | os.PathLike[str], *, external_data: bool | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        external_data: bool | None = None,
+        arena: bool = False,
     ) -> list[Path]:
         """Write the model; the suffix of ``path`` chooses the format.
 
@@ -70,17 +77,27 @@ class CompileResult:
                 program in onnxruntime before anything is written.
             external_data: Weights beside the model (True), inside it (False), or by size (None:
                 beside it above 1 GiB).
+            arena: For ``.ts``: every intermediate lies at a planned offset of one buffer per data
+                type, made when the file is loaded. The module takes the sizes of the plan only;
+                ``docs/torchscript.md`` has the rules. What torch cannot direct into the arena
+                becomes a warning of this result.
 
         Returns:
             The files written, the model first.
 
         Raises:
-            OptionError: the suffix names no format.
+            OptionError: the suffix names no format, or the format has no such option.
             UnsupportedError: the model has no torch form, or torch is not installed.
             VerificationError: the file, read back, does not compute what the program computes.
             OutputError: nothing could be written; what was there before is still there.
         """
         target = Path(path)
+        if arena and target.suffix != ".ts":
+            raise OptionError(
+                "arena-format",
+                f"only a '.ts' file can hold a module with an arena: '{target}'",
+                hint="leave arena out, or save as .ts",
+            )
         if target.suffix in _TORCH_SUFFIXES:
             if external_data:
                 raise OptionError(
@@ -88,17 +105,7 @@ class CompileResult:
                     f"a '{target.suffix}' file holds its weights itself: '{target}'",
                     hint="leave external_data out, or save as .onnx",
                 )
-            from graphopt.numerics.torch_files import save_for_torch
-
-            files = save_for_torch(
-                self.program,
-                target,
-                plan=self.plan,
-                verify=self.verification is not None,
-                tolerance=None if self.verification is None else self.verification.tolerance,
-                example_inputs=self.example_inputs,
-                inputs=self.input_files,
-            )
+            files = self._save_for_torch(target, arena=arena)
             self.output_bytes = sum(file.stat().st_size for file in files)
             return files
         if target.suffix != ".onnx":
@@ -119,6 +126,21 @@ class CompileResult:
         self.output_bytes = sum(file.stat().st_size for file in files)
         return files
 
+    def _save_for_torch(self, path: Path, *, arena: bool) -> list[Path]:
+        from graphopt.numerics.torch_files import save_for_torch, save_with_arena
+
+        options: dict[str, Any] = {
+            "verify": self.verification is not None,
+            "tolerance": None if self.verification is None else self.verification.tolerance,
+            "example_inputs": self.example_inputs,
+            "inputs": self.input_files,
+        }
+        if not arena:
+            return save_for_torch(self.program, path, plan=self.plan, **options)
+        files, report = save_with_arena(self.program, path, plan=self.plan, **options)
+        self.warnings += tuple(w for w in report.warnings() if w not in self.warnings)
+        return files
+
     def run(self, feeds: "Mapping[str, npt.NDArray[Any]]") -> "dict[str, npt.NDArray[np.generic]]":
         """Run the result in onnxruntime on one set of inputs, in a child process.
 
@@ -137,7 +159,9 @@ class CompileResult:
         """
         from graphopt.explain import explain_name
 
-        return explain_name(name, self.plan, self.program, self.report, self.quantization)
+        return explain_name(
+            name, self.plan, self.program, self.report, self.quantization, self.half
+        )
 
     def report_data(self) -> "ReportData":
         """Return the data that tables and the HTML report show."""
@@ -182,6 +206,7 @@ class CompileResult:
             "input_bytes": self.input_bytes,
             "output_bytes": self.output_bytes,
             "quantization": None if self.quantization is None else self.quantization.to_dict(),
+            "half": None if self.half is None else self.half.to_dict(),
         }
 
     def summary(self, *, width: int = 100, unicode: bool = True) -> str:

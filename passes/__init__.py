@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from graphopt.targets.schema import Target
 
 REGISTRY: dict[str, str] = {
+    "convert-to-half": "graphopt.passes.convert_to_half:ConvertToHalf",
     "deduplicate-initializers": "graphopt.passes.deduplicate_initializers:DeduplicateInitializers",
     "dissolve-sequences": "graphopt.passes.dissolve_sequences:DissolveSequences",
     "drop-zero-states": "graphopt.passes.drop_zero_states:DropZeroStates",
@@ -34,6 +35,7 @@ REGISTRY: dict[str, str] = {
     "insert-qdq": "graphopt.passes.insert_qdq:InsertQdq",
     "lift-constants": "graphopt.passes.lift_constants:LiftConstants",
     "merge-slices": "graphopt.passes.merge_slices:MergeSlices",
+    "quantize-weights": "graphopt.passes.quantize_weights:QuantizeWeights",
     "raise-opset": "graphopt.passes.raise_opset:RaiseOpset",
     "reorder-for-peak": "graphopt.passes.reorder_for_peak:ReorderForPeak",
     "sort-nodes": "graphopt.passes.sort_nodes:SortNodes",

@@ -89,7 +89,7 @@ EXIT_CODES: list[tuple[tuple[str, ...], int, str]] = [
     (("compile", "{model}", "-o", "{dir}/o.xyz"), 2, "format-unknown"),
     (("compile", "{dir}/none.onnx", "-o", "{dir}/o.onnx"), 3, "file-not-found"),
     (("compile", "{model}", "-o", "{dir}/o.pt"), 2, "format-unknown"),
-    (("compile", "{model}", "-o", "{dir}/o.onnx", "-p", "fp16"), 4, "option-not-served"),
+    (("compile", "{model}", "-o", "{dir}/o.onnx", "-p", "fp4"), 4, "option-not-served"),
     (("compile", "{model}", "-o", "{dir}/o.onnx", "-p", "int8"), 2, "calibration-missing"),
     (
         ("compile", "{model}", "-o", "{dir}/o.onnx", "-p", "int8", "--calib", "{dir}/none"),

@@ -150,7 +150,7 @@ def test_misspelled_keyword_names_the_right_one() -> None:
 @pytest.mark.parametrize(
     "keywords",
     [
-        {"precision": "int4-weights"},
+        {"precision": "int3"},
         {"sparsity": 0.5},
         {"objective": "latency"},
         {"max_recompute": 0.1},

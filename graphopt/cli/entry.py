@@ -70,11 +70,12 @@ def compile_(
     ] = None,
     target: TargetOption = "cpu",
     precision: Annotated[
-        str | None, typer.Option("-p", "--precision", help="int8; by default nothing changes.")
+        str | None,
+        typer.Option("-p", "--precision", help="int8, int8-weights, int4-weights, fp16 or bf16."),
     ] = None,
     calibration: Annotated[
         str | None,
-        typer.Option("--calib", help="Folder of .npz files, one real sample each; for int8."),
+        typer.Option("--calib", help="Folder of .npz files, one real sample each."),
     ] = None,
     memory_limit: Annotated[
         list[str] | None,
@@ -108,6 +109,10 @@ def compile_(
             help="Weights beside the model or inside it; by default beside it above 1 GiB.",
         ),
     ] = None,
+    arena: Annotated[
+        bool,
+        typer.Option("--arena", help="For .ts: intermediates in one buffer, at planned offsets."),
+    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare with the original.")
     ] = True,
@@ -149,6 +154,7 @@ def compile_(
             "report": report,
             "plan": plan_file,
             "external_data": external_data,
+            "arena": arena,
             "verify": verify,
             "verify_each": verify_each,
             "rtol": rtol,

@@ -24,6 +24,7 @@ from graphopt.numerics.compare import (
     compare_outputs,
 )
 from graphopt.numerics.feeds import Feed, make_feed, size_choices
+from graphopt.numerics.sqnr import compare_by_sqnr
 
 _MAX_TRIES = 12
 _IN_ONNXRUNTIME = "the original model in onnxruntime, optimization off"
@@ -104,22 +105,30 @@ class Reference:
     def compare(self, program: Program) -> Comparison:
         """Return how far ``program`` is from the original."""
         path, *data = emit_onnx(program, Path(self._folder.name) / "candidate.onnx")
-        merged: dict[str, OutputError] = {}
-        for feed, expected in zip(self._feeds, self._expected, strict=True):
-            names = {value.name for value in program.graph.inputs}
-            found = self._run(path, {n: a for n, a in feed.items() if n in names}, data)
-            for output in compare_outputs(expected, found, self._tolerance):
-                merged.setdefault(output.name, OutputError(output.name)).merge(output)
+        names = {value.name for value in program.graph.inputs}
+        found = [
+            self._run(path, {n: a for n, a in feed.items() if n in names}, data)
+            for feed in self._feeds
+        ]
         for stale in Path(self._folder.name).glob("candidate*"):
             stale.unlink()
         return Comparison(
-            outputs=list(merged.values()),
+            outputs=self._errors(found),
             samples=len(self._feeds),
             inputs=self._inputs,
             tolerance=self._tolerance,
             sizes=self._sizes,
             reference=self._reference_text,
         )
+
+    def _errors(self, found: Sequence[Outputs]) -> list[OutputError]:
+        if self._tolerance.sqnr_db is not None:
+            return compare_by_sqnr(self._expected, found, self._tolerance)
+        merged: dict[str, OutputError] = {}
+        for expected, got in zip(self._expected, found, strict=True):
+            for output in compare_outputs(expected, got, self._tolerance):
+                merged.setdefault(output.name, OutputError(output.name)).merge(output)
+        return list(merged.values())
 
     def verify(self, program: Program) -> Comparison:
         """Return the comparison when ``program`` is within the tolerance.
@@ -130,11 +139,18 @@ class Reference:
         comparison = self.compare(program)
         if not comparison.passed:
             bad = next(output for output in comparison.outputs if not output.accepted)
+            decibels = self._tolerance.sqnr_db
+            accepted = (
+                f"accepted is {self._tolerance.rtol:g} of the scale plus {self._tolerance.atol:g}"
+                if decibels is None
+                else f"accepted are {decibels:g} dB or more"
+            )
             raise VerificationError(
                 "verification-failed",
-                f"output '{bad.name}' differs from the original: {bad.reason}; accepted is "
-                f"{self._tolerance.rtol:g} of the scale plus {self._tolerance.atol:g}",
-                hint="graphopt bisect names the pass; --rtol accepts a larger error",
+                f"output '{bad.name}' differs from the original: {bad.reason}; {accepted}",
+                hint="graphopt bisect names the pass; --rtol accepts a larger error"
+                if decibels is None
+                else "verify=Tolerance(sqnr_db=...) accepts less",
                 details={"verification": comparison.to_dict()},
             )
         return comparison

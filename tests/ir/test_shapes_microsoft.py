@@ -82,6 +82,18 @@ NODES = {
         [zeros(2, 5, 32), byte(6, 1, 16), zeros(6)],
         {"K": 32, "N": 6, "bits": 4, "block_size": 32},
     ),
+    "GatherBlockQuantized": Node(
+        "GatherBlockQuantized",
+        [byte(9, 24), zeros(2, 5, dtype=np.int64), zeros(9, 3)],
+        {"bits": 4, "block_size": 16, "gather_axis": 0, "quantize_axis": 1},
+        2,
+    ),
+    "GatherBlockQuantized-rows": Node(
+        "GatherBlockQuantized",
+        [byte(9, 3, 16), zeros(2, dtype=np.int64), zeros(9, 3, 1)],
+        {"bits": 8, "block_size": 16, "gather_axis": 0, "quantize_axis": 2},
+        2,
+    ),
     "SkipLayerNormalization": Node(
         "SkipLayerNormalization", [zeros(2, 3, 4), zeros(2, 3, 4), zeros(4), zeros(4)], {}
     ),

@@ -1,6 +1,8 @@
 """Rules of com.microsoft, the operators that ONNX Runtime adds when it fuses."""
 
-from graphopt.ir.dims import add
+import onnx_ir as ir
+
+from graphopt.ir.dims import add, mul
 from graphopt.ir.shape_rules.elementwise import unchanged
 from graphopt.ir.shape_rules.matrix import product_shape
 from graphopt.ir.shape_rules.registry import rule
@@ -106,6 +108,20 @@ def matmul_n_bits(view: NodeView) -> None:
         view.malformed(f"attributes K and N are {rows} and {columns}")
     view.same(dims[-1], rows, "inner sizes")
     view.out(0, (*dims[:-1], columns))
+
+
+@rule("GatherBlockQuantized", domain=MS)
+def gather_block_quantized(view: NodeView) -> None:
+    """The indices in the place of the gathered axis; bytes hold several numbers of the last one."""
+    view.types(view.dtype(2))
+    data = list(view.ranked(0, 1))
+    bits = view.int_("bits", 4)
+    if view.dtype(0) == ir.DataType.UINT8:
+        if bits not in (2, 4, 8):
+            view.malformed(f"attribute bits is {bits}")
+        data[-1] = mul(data[-1], 8 // bits)
+    axis = view.axis(view.int_("gather_axis", 0), len(data))
+    view.out(0, (*data[:axis], *view.dims(1), *data[axis + 1 :]))
 
 
 @rule("MultiHeadAttention", domain=MS)
