@@ -26,6 +26,7 @@ _DEFAULTS: dict[str, Any] = {
     "report": None,
     "plan": None,
     "external_data": None,
+    "arena": False,
     "verify": True,
     "verify_each": False,
     "rtol": None,

@@ -38,7 +38,9 @@ def run_compile(
     result = _compile(options)
     written: list[Path] = []
     if output is not None and not options["dry_run"]:
-        written = result.save(output, external_data=options["external_data"])
+        written = result.save(
+            output, external_data=options["external_data"], arena=options["arena"]
+        )
     if options["report"] is not None:
         written.append(result.to_html(options["report"]))
     if options["plan"] is not None:

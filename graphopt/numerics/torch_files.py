@@ -2,18 +2,19 @@
 
 In: a program, a path with the suffix of a torch format. Out: the file, or an error and no file. The
 samples are those the program came with, else seeded ones; where dimensions are open one more
-sample has other sizes, so that a size that torch took for a constant shows.
+sample has other sizes, so that a size that torch took for a constant shows. A module with an arena
+is for the sizes of the plan only; its second sample has other values at the same sizes.
 """
 
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphopt.backends import BACKENDS
-from graphopt.errors import GraphoptError, UnsupportedError, VerificationError
+from graphopt.errors import GraphoptError, OptionError, UnsupportedError, VerificationError
 from graphopt.ir.dims import Bounds, symbol, symbols_of
 from graphopt.ir.program import Program, dims_of
 from graphopt.memory.plan import MemoryPlan
@@ -21,6 +22,9 @@ from graphopt.memory.sizes import input_symbols
 from graphopt.numerics.compare import Tolerance, compare_outputs
 from graphopt.numerics.feeds import Feed, make_feed, size_choices
 from graphopt.numerics.verify import Outputs, run_program, user_feeds
+
+if TYPE_CHECKING:
+    from graphopt.backends.torch_arena_emit import ArenaReport
 
 _MOST_TRIES = 12
 _OTHER_SIZES = (1, 2, 8, 32)
@@ -52,28 +56,103 @@ def save_for_torch(
         VerificationError: the file does not compute what the program computes.
         OutputError: nothing could be written; what was there before is still there.
     """
+    emit = _emitter(BACKENDS[path.suffix], path)
+    if not verify:
+        feeds = _unchecked_feeds(program, example_inputs)
+        files: list[Path] = emit(program, path, feeds=feeds, plan=plan, inputs=inputs)
+        return files
+    samples = _samples(program, example_inputs)
+    check = _check(path, samples, tolerance)
+    feeds = [feed for feed, _ in samples]
+    files = emit(program, path, feeds=feeds, plan=plan, check=check, inputs=inputs)
+    return files
+
+
+def save_with_arena(
+    program: Program,
+    path: Path,
+    *,
+    plan: MemoryPlan,
+    verify: bool = True,
+    tolerance: Tolerance | None = None,
+    example_inputs: Any = None,
+    inputs: Iterable[Path] = (),
+) -> tuple[list[Path], "ArenaReport"]:
+    """Write ``program`` as TorchScript with an arena, for the sizes of ``plan``.
+
+    Args:
+        program: The model.
+        path: A ``.ts`` file.
+        plan: Says the sizes; written into the archive.
+        verify: Whether the file is compared with the program in onnxruntime.
+        tolerance: What difference is accepted.
+        example_inputs: Samples in the form of ``compile``; None: seeded ones.
+        inputs: Files that must not be touched.
+
+    Returns:
+        The files written, and what the module takes.
+
+    Raises:
+        OptionError: a dimension has no size (``arena-sizes-open``).
+        UnsupportedError: torch is missing, the model has no torch form, or what it computes depends
+            on more than its sizes.
+        VerificationError: the file does not compute what the program computes.
+        OutputError: nothing could be written; what was there before is still there.
+    """
+    emit = _emitter("graphopt.backends.torch_arena_emit:emit_torch_arena", path)
+    feeds = _planned_feeds(program, plan, example_inputs)
+    check = None
+    if verify:
+        samples = [(feeds[0], run_program(program, feeds[0]))]
+        with contextlib.suppress(UnsupportedError):
+            # Other values: what was taken from those of the first sample shows.
+            samples += [(feed, run_program(program, feed)) for feed in feeds[1:]]
+        check = _check(path, samples, tolerance)
+    found: tuple[list[Path], ArenaReport] = emit(
+        program, path, feeds=feeds, plan=plan, check=check, inputs=inputs
+    )
+    return found
+
+
+def _emitter(target: str, path: Path) -> Any:
     if importlib.util.find_spec("torch") is None:
         raise UnsupportedError(
             "torch-missing",
             f"writing '{path}' needs torch, which is not installed",
             hint="pip install graphopt[torch], or save as .onnx",
         )
-    module, _, name = BACKENDS[path.suffix].partition(":")
-    emit = getattr(importlib.import_module(module), name)
-    if not verify:
-        feeds = _unchecked_feeds(program, example_inputs)
-        files: list[Path] = emit(program, path, feeds=feeds, plan=plan, inputs=inputs)
-        return files
-    samples = _samples(program, example_inputs)
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _planned_feeds(program: Program, plan: MemoryPlan, example_inputs: Any) -> list[Feed]:
+    """Return samples of the sizes of the plan: the user's own where they have these, and seeded."""
+    sizes = plan.model.bindings
+    for name in input_symbols(program.graph.inputs):
+        assumed = any(text.startswith(f"'{name}', ") for text in plan.assumptions)
+        if name not in sizes or assumed:
+            raise OptionError(
+                "arena-sizes-open",
+                f"dimension '{name}' has no size, and an arena is planned for one size",
+                hint=f"bind it: bindings={{'{name}': N}} of compile, or --dim {name}=N",
+            )
+    feeds = [make_feed(program, sizes, seed) for seed in (0, 1)]
+    given = [] if example_inputs is None else user_feeds(program, example_inputs)
+    shapes = {name: array.shape for name, array in feeds[0].items()}
+    fitting = [f for f in given if {name: array.shape for name, array in f.items()} == shapes]
+    return [*fitting, *feeds]
+
+
+def _check(
+    path: Path, samples: Sequence[tuple[Feed, Outputs]], tolerance: Tolerance | None
+) -> Callable[[Any], None]:
     accepted = tolerance or Tolerance()
 
     def check(run: Any) -> None:
         for feed, expected in samples:
             _compare(path, run, feed, expected, accepted)
 
-    feeds = [feed for feed, _ in samples]
-    files = emit(program, path, feeds=feeds, plan=plan, check=check, inputs=inputs)
-    return files
+    return check
 
 
 def _compare(path: Path, run: Any, feed: Feed, expected: Outputs, tolerance: Tolerance) -> None:
