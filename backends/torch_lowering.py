@@ -308,7 +308,7 @@ class _GraphLowering:
         if found.takes("count", exact=True):
             named = [i for i, v in enumerate(node.outputs) if v.name]
             result["count"] = 1 + max(named, default=0)
-        for keyword, index in (("like_number", 1), ("zero_number", 2)):
+        for keyword, index in (("data_number", 0), ("like_number", 1), ("zero_number", 2)):
             # Types below one byte share a torch type with larger ones.
             if found.takes(keyword, exact=True) and len(node.inputs) > index:
                 value = node.inputs[index]

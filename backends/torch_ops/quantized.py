@@ -229,6 +229,8 @@ def _matmul_nbits(
     packed: Tensor,
     scales: Tensor,
     zeros: Tensor | None = None,
+    group: Tensor | None = None,
+    bias: Tensor | None = None,
     *,
     K: int,  # noqa: N803 - ONNX's names
     N: int,  # noqa: N803
@@ -238,16 +240,86 @@ def _matmul_nbits(
 ) -> Tensor:
     if bits not in (4, 8):
         raise UnsupportedError("torch-operator-form", f"MatMulNBits of {bits} bits")
-    values = _unpacked(packed, bits).reshape([N, -1, block_size])
     blocks = -(-K // block_size)
-    if zeros is None:
-        shift = torch.full([1, 1, 1], float(2 ** (bits - 1)), dtype=x.dtype)
-    elif zeros.dtype is torch.uint8:
+    values = _unpacked(packed, bits).reshape([N, -1, block_size]).to(x.dtype)
+    factor, shift = scales.reshape([N, blocks, 1]), None
+    if zeros is not None and zeros.dtype is torch.uint8:
+        if group is not None:
+            # onnxruntime does not read packed zero points by group as its description says.
+            raise UnsupportedError("torch-operator-form", "MatMulNBits of groups and packed zeros")
         shift = _unpacked(zeros.reshape([N, -1]), bits)[:, :blocks].unsqueeze(-1).to(x.dtype)
-    else:
+    elif zeros is not None:
         shift = zeros.reshape([N, blocks, 1])
-    weight = (values.to(x.dtype) - shift) * scales.reshape([N, blocks, 1])
-    return torch.matmul(x, weight.reshape([N, -1])[:, :K].transpose(0, 1))
+    if group is not None:
+        order = group[:K].to(torch.int64)
+        values = values.reshape([N, -1, 1])[:, :K]
+        factor = factor.index_select(1, order)
+        shift = None if shift is None else shift.index_select(1, order)
+    weight = (values - (float(2 ** (bits - 1)) if shift is None else shift)) * factor
+    product = torch.matmul(x, weight.reshape([N, -1])[:, :K].transpose(0, 1))
+    return product if bias is None else product + bias
+
+
+_UINT4 = 21  # of TensorProto.DataType
+
+
+@op("GatherBlockQuantized", domain="com.microsoft")
+def _gather_block_quantized(
+    data: Tensor,
+    indices: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None = None,
+    *,
+    bits: int = 4,
+    block_size: int = 128,
+    gather_axis: int = 0,
+    quantize_axis: int = 1,
+    data_number: int = 0,
+) -> Tensor:
+    if data_number == _UINT4:
+        # One in a byte already, but in the type of packed pairs.
+        raise UnsupportedError("torch-operator-form", "GatherBlockQuantized of type uint4")
+    if bits not in (4, 8) or data.dtype not in (torch.int8, torch.uint8):
+        text = f"GatherBlockQuantized of {bits} bits in {data.dtype}"
+        raise UnsupportedError("torch-operator-form", text)
+    gathered, blocked = gather_axis % data.dim(), quantize_axis % data.dim()
+    # Integers of 4 bits in bytes; those of type int4 came here one in a byte of int8.
+    packed = data.dtype is torch.uint8 and bits == 4
+    if packed and (gathered != 0 or blocked != data.dim() - 1):
+        raise UnsupportedError("torch-operator-form", "GatherBlockQuantized along a packed axis")
+    size, last = data.shape[gathered], scales.shape[-1]
+    index = indices.to(torch.int64)
+    inside = (index >= -size) & (index < size)
+    index = torch.where(inside, torch.where(index < 0, index + size, index), 0)
+    values = _picked(data, index, gathered)
+    # An axis both gathered and in blocks: the block of an index is a part of the index.
+    index = index // block_size if gathered == blocked else index
+    factor = _picked(scales, index, gathered)
+    shift = None if zeros is None else _picked(zeros, index, gathered)
+    if packed:
+        values = _unpacked(values, bits)
+        shift = None if shift is None else _unpacked(shift, bits).narrow(-1, 0, last)
+    lead = shape_numbers(inside)
+    tail = data.dim() - gathered - 1
+    # An index outside gives zeros.
+    factor = torch.where(inside.reshape([*lead, *[1] * tail]), factor, torch.zeros_like(factor))
+    if gathered != blocked:
+        axis = blocked + (len(lead) - 1 if blocked > gathered else 0)
+        factor = _blocked(factor, values, axis, block_size)
+        shift = None if shift is None else _blocked(shift, values, axis, block_size)
+    wide = values.to(factor.dtype)
+    if shift is not None:
+        wide = wide - shift.to(factor.dtype)
+    elif data.dtype is torch.uint8:
+        wide = wide - float(2 ** (bits - 1))
+    return wide * factor
+
+
+def _picked(x: Tensor, index: Tensor, axis: int) -> Tensor:
+    """Return what ``index`` names along ``axis``."""
+    sizes = shape_numbers(x)
+    taken = x.index_select(axis, index.reshape(-1))
+    return taken.reshape([*sizes[:axis], *shape_numbers(index), *sizes[axis + 1 :]])
 
 
 def _unpacked(packed: Tensor, bits: int) -> Tensor:
