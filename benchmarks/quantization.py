@@ -7,6 +7,13 @@ calibration split of the assets, evaluates the original and both results with th
 median of the ratios of interleaved runs). No sample that is evaluated is calibrated on.
 
     python benchmarks/quantization.py [--only NAME ...] [--target cpu] [--out DIR]
+
+``--built`` measures two untrained networks of ``models/`` instead, a MobileNetV2 and an encoder of
+six layers: decibels against float, integer kernels among the nodes with constant weights, file and
+latency, beside the rival with each of its calibration methods, on the same file and samples; and
+whether our file passes the checker, holds no dead weight and loads at every optimization level.
+
+    python benchmarks/quantization.py --built
 """
 
 import argparse
@@ -161,7 +168,9 @@ def samples(path: Path, make: Callable[[], Iterator[np.ndarray]]) -> list[dict[s
     return [{name: np.ascontiguousarray(array, np.float32)} for array in make()]
 
 
-def ort_quantized(path: Path, out: Path, feeds: list[dict[str, np.ndarray]]) -> float:
+def ort_quantized(
+    path: Path, out: Path, feeds: list[dict[str, np.ndarray]], method: str = "MinMax"
+) -> float:
     """Quantize with onnxruntime's quantizer at its best settings; return the seconds."""
     import onnx
     from onnx import version_converter
@@ -193,6 +202,7 @@ def ort_quantized(path: Path, out: Path, feeds: list[dict[str, np.ndarray]]) -> 
         Reader(),
         quant_format=q.QuantFormat.QDQ,
         per_channel=True,
+        calibrate_method=q.CalibrationMethod[method],
         activation_type=q.QuantType.QUInt8,
         weight_type=q.QuantType.QInt8,
     )
@@ -209,12 +219,13 @@ def evaluate(module: ModuleType, folder: Path, name: str) -> dict[str, float]:
     return found
 
 
-def session(path: Path, optimized: Path | None = None) -> Any:
+def session(path: Path, optimized: Path | None = None, level: str = "ENABLE_ALL") -> Any:
     import onnxruntime as ort
 
     ort.set_default_logger_severity(3)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{level}")
     if optimized is not None:
         options.optimized_model_filepath = os.fspath(optimized)
     return ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
@@ -319,10 +330,132 @@ def line(row: dict[str, Any]) -> str:
     return "".join(cells)
 
 
+LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")
+ENCODER = {"layers": 6, "hidden": 256, "heads": 4, "intermediate": 1024, "vocabulary": 8192}
+# Network -> decibels that are asked for; None for graphopt's own goal.
+BUILT: dict[str, float | None] = {"mobilenet_v2": None, "bert": 30.0}
+
+
+def built(name: str, path: Path) -> list[dict[str, np.ndarray]]:
+    """Write a network of ``models/`` and return 16 samples of one image or of 128 tokens."""
+    import torch
+
+    sys.path.insert(0, os.fspath(ROOT))
+    from models import build
+
+    sample = build(name, **({**ENCODER, "sequence": 128} if name == "bert" else {}))
+    torch.onnx.export(
+        sample.module,
+        sample.example_inputs,
+        os.fspath(path),
+        dynamo=True,
+        verbose=False,
+        external_data=False,
+        dynamic_shapes=sample.dynamic_shapes,
+        input_names=list(sample.input_names),
+        output_names=list(sample.output_names),
+    )
+    rng = np.random.default_rng(0)
+    if name != "bert":
+        images = rng.standard_normal((16, 1, 3, 224, 224), np.float32)
+        return [{"images": image} for image in images]
+    tokens = rng.integers(0, ENCODER["vocabulary"], (16, 1, 128))
+    ones = np.ones((1, 128), np.int64)
+    return [{"input_ids": ids, "attention_mask": ones} for ids in tokens]
+
+
+def eligible(path: Path) -> int:
+    """Return the number of Conv, Gemm and MatMul with constant weights."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    constant = {tensor.name for tensor in graph.initializer}
+    return sum(
+        node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in constant
+        for node in graph.node
+    )
+
+
+def decibels(base: Path, other: Path, feeds: list[dict[str, np.ndarray]]) -> float:
+    """Return the worst output of ``other`` against ``base``."""
+    from graphopt.numerics.sqnr import sqnr_db, worst
+
+    results = []
+    for path in (base, other):
+        one = session(path)
+        names = [output.name for output in one.get_outputs()]
+        results.append([dict(zip(names, one.run(None, feed), strict=True)) for feed in feeds])
+    return worst(sqnr_db(*results))
+
+
+def defects(path: Path) -> list[str]:
+    """Return what is wrong with a file: the checker, dead weights, levels that do not load."""
+    import onnx
+
+    found = []
+    try:
+        onnx.checker.check_model(os.fspath(path), full_check=True)
+    except onnx.checker.ValidationError as error:
+        found.append(f"checker: {error}"[:100])
+    graph = onnx.load(path).graph
+    read = {value for node in graph.node for value in node.input}
+    read |= {value.name for value in graph.output}
+    found += [f"dead: {t.name}" for t in graph.initializer if t.name not in read]
+    for level in LEVELS:
+        try:
+            session(path, level=level)
+        except Exception as error:  # the row says which level refuses the file
+            found.append(f"{level}: {error}"[:100])
+    return found
+
+
+def built_row(name: str, out: Path, target: str) -> None:
+    """Quantize one network of ``models/`` by both and print what came out."""
+    import graphopt
+
+    path = out / f"{name}.onnx"
+    feeds = built(name, path)
+    started = time.perf_counter()
+    result = graphopt.compile(
+        path,
+        target=target,
+        precision="int8",
+        calibration_data=feeds,
+        verify=graphopt.Tolerance(sqnr_db=BUILT[name]),
+    )
+    ours = out / "ours" / path.name
+    result.save(ours)
+    assert result.quantization is not None
+    files, notes = {"ours": ours}, {"ours": f"{time.perf_counter() - started:.1f} s"}
+    for method in ("MinMax", "Entropy", "Percentile"):
+        file = out / "ort" / f"{name}_{method}.onnx"
+        try:
+            notes[method] = f"{ort_quantized(path, file, feeds, method):.1f} s"
+            files[method] = file
+        except Exception as error:  # the row says what the rival could not do
+            print(f"    {method}: {type(error).__name__}: {error}"[:120])
+    found = ratios(path, list(files.values()), feeds[0])
+    size = path.stat().st_size
+    print(f"{name}: {size / 1e6:.1f} MB, {eligible(path)} nodes with constant weights")
+    for (kind, file), ratio in zip(files.items(), found, strict=True):
+        print(
+            f"    {kind:<11}{decibels(path, file, feeds):6.1f} dB, time {ratio:.2f} of fp32, file "
+            f"{file.stat().st_size / 1e6:.1f} MB, integer {integer_kernels(file, out)}, "
+            f"{notes[kind]}",
+            flush=True,
+        )
+    kernels = result.quantization.kernels
+    left = {} if kernels is None else kernels.float_nodes
+    print(f"    ours: ranges by {result.quantization.method}, returned to float for accuracy: ")
+    print(f"        {len(result.quantization.returned)}; placed but left float: {len(left)}")
+    print(f"        defects of the file: {defects(ours) or 'none'}")
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--built", action="store_true", help="networks of models/ instead")
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--goal", type=float, help="decibels; by default graphopt's own")
     parser.add_argument("--out", type=Path)
@@ -332,6 +465,11 @@ def main() -> None:
     out = options.out or Path(scratch.name)
     for kind in ("ours", "ort"):
         (out / kind).mkdir(parents=True, exist_ok=True)
+    if options.built:
+        for name in BUILT:
+            if not options.only or name in options.only:
+                built_row(name, out, options.target)
+        return
     module = evaluator()
     rows = []
     print(

@@ -104,11 +104,12 @@ def calibrate(
     result = Calibration(gated=frozenset(v.name or "" for v in values if is_gated(v)))
     with tempfile.TemporaryDirectory(prefix="graphopt-calibrate-") as folder, Worker() as worker:
         path = Path(folder) / "model.onnx"
-        emit_onnx(program, path)
+        # Weights in the model file would be read, and copied for the outputs that are added to it.
+        data_files = emit_onnx(program, path, external_data=True)[1:]
         for sample in samples_of(data):
             feed = user_feeds(program, sample)[0]
             for group in _groups(program, values, feed, observed_bytes):
-                _observe(worker, path, feed, group, axes, result.histograms)
+                _observe(worker, [path, *data_files], feed, group, axes, result.histograms)
             result.samples += 1
             _keep(result, feed)
             if progress is not None:
@@ -163,14 +164,15 @@ def _samples_in(folder: Path) -> Iterator[dict[str, Any]]:
 
 def _observe(
     worker: Worker,
-    path: Path,
+    files: Sequence[Path],
     feed: Feed,
     names: Sequence[str],
     axes: Mapping[str, int],
     histograms: dict[str, Histogram],
 ) -> None:
     arguments = {
-        "model": path,
+        "model": files[0],
+        "data_files": list(files[1:]),
         "feeds": [feed],
         "names": list(names),
         "extra_outputs": [name for name in names if name not in feed],

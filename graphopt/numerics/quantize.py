@@ -27,6 +27,7 @@ from graphopt.ir.program import Program
 from graphopt.isolation import Worker
 from graphopt.numerics.calibration import Calibration, calibrate
 from graphopt.numerics.compare import Comparison, Tolerance
+from graphopt.numerics.feeds import Feed
 from graphopt.numerics.sqnr import DEFAULT_SQNR_DB, compare_by_sqnr, sqnr_db, worst
 from graphopt.passes.insert_qdq import InsertQdq
 from graphopt.quantization.description import META_KEY, Description, Plan, plan_for
@@ -125,6 +126,22 @@ def _bytes_of(value: ir.Value) -> int:
     return 0 if value.const_value is None else value.const_value.nbytes
 
 
+def _emit(program: Program, path: Path) -> list[Path]:
+    """Write a model for the child, the weights beside it so that they are mapped, not read."""
+    return emit_onnx(program, path, external_data=True)
+
+
+def _arguments(files: Sequence[Path]) -> dict[str, Any]:
+    return {"model": files[0], "data_files": list(files[1:])}
+
+
+def _run(worker: Worker, files: Sequence[Path], feed: Feed, extra: Sequence[str] = ()) -> Outputs:
+    """Return the outputs of a model as it stands, and the values named ``extra``."""
+    return worker.run_model(
+        files[0], feed, optimize=False, extra_outputs=extra, data_files=files[1:]
+    )
+
+
 class Quantizer:
     """Quantizes one program.
 
@@ -171,9 +188,8 @@ class Quantizer:
         self.report.samples = calibration.samples
         with tempfile.TemporaryDirectory(prefix="graphopt-quantize-") as folder, Worker() as worker:
             self.folder, self.worker = Path(folder), worker
-            path = self.folder / "float.onnx"
-            emit_onnx(self.program, path)
-            self.expected = [worker.run_model(path, feed, optimize=False) for feed in self.kept]
+            self.float_files = _emit(self.program, self.folder / "float.onnx")
+            self.expected = [_run(worker, self.float_files, feed) for feed in self.kept]
             description = self._best_method(calibration)
             self.program.model.meta[META_KEY] = description
             self._back_off(description)
@@ -222,20 +238,18 @@ class Quantizer:
             self.report.sqnr_db, self.report.returned = decibels, tuple(sorted(keep_float))
         return value
 
-    def _candidate(self, description: Description, keep_float: frozenset[str]) -> Path:
+    def _candidate(self, description: Description, keep_float: frozenset[str]) -> list[Path]:
         model = self.program.model.clone()
         copy = Program(model, dict(self.program.bounds), self.program.source)
         model.meta[META_KEY] = description
         self.pass_for(keep_float)(model)
-        path = self.folder / "candidate.onnx"
         for stale in self.folder.glob("candidate*"):
             stale.unlink()
-        emit_onnx(copy, path)
-        return path
+        return _emit(copy, self.folder / "candidate.onnx")
 
     def _outputs(self, description: Description, keep_float: frozenset[str]) -> list[Outputs]:
-        path = self._candidate(description, keep_float)
-        return [self.worker.run_model(path, feed, optimize=False) for feed in self.kept]
+        self.candidate = self._candidate(description, keep_float)
+        return [_run(self.worker, self.candidate, feed) for feed in self.kept]
 
     def _back_off(self, description: Description) -> None:
         """Return nodes to float until the goal is met; the best candidate is in the report."""
@@ -330,13 +344,12 @@ class Quantizer:
         }
         outputs = self._outputs(description, keep_float)
         self.report.sqnr_db = sqnr_db(self.expected, outputs)
-        path = self.folder / "candidate.onnx"
-        self.report.layers = self._layers(placement, path)
+        self.report.layers = self._layers(placement)
         if self.target.runtime.executes_with == "onnxruntime" and self.target.kind == "cpu":
-            nodes = self.worker.call("kernels", {"model": path})["nodes"]
+            nodes = self.worker.call("kernels", _arguments(self.candidate))["nodes"]
             self.report.kernels = kernel_report(placement, nodes)
 
-    def _layers(self, placement: Placement, path: Path) -> dict[str, float]:
+    def _layers(self, placement: Placement) -> dict[str, float]:
         """Return the decibels of the value that each integer node makes, on the first sample."""
         names = {
             node.name or "": placement.result_of(node).name or "" for node in placement.integer
@@ -344,8 +357,7 @@ class Quantizer:
         values = sorted(set(names.values()))
         feed = self.kept[0]
         found = [
-            self.worker.run_model(file, feed, optimize=False, extra_outputs=values)
-            for file in (self.folder / "float.onnx", path)
+            _run(self.worker, files, feed, values) for files in (self.float_files, self.candidate)
         ]
         decibels = sqnr_db(found[:1], found[1:])
         return {node: decibels[value] for node, value in names.items() if value in decibels}
@@ -357,10 +369,9 @@ class Quantizer:
             VerificationError: an output is below the accepted decibels.
         """
         with tempfile.TemporaryDirectory(prefix="graphopt-verify-") as folder, Worker() as worker:
-            path = Path(folder) / "quantized.onnx"
-            emit_onnx(self.program, path)
+            files = _emit(self.program, Path(folder) / "quantized.onnx")
             expected = [worker.run_model(original, feed, optimize=False) for feed in self.kept]
-            found = [worker.run_model(path, feed, optimize=False) for feed in self.kept]
+            found = [_run(worker, files, feed) for feed in self.kept]
         comparison = Comparison(
             outputs=compare_by_sqnr(expected, found, self.tolerance),
             samples=len(self.kept),

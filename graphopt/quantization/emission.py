@@ -58,6 +58,7 @@ def emit(
     """
     emission = _Emission(edit, placement, description, plan)
     for clamp, before in placement.absorbed.items():
+        emission.forget_bounds(clamp)
         _absorb(edit, clamp, before)
     placement.move_params_of_absorbed()
     for value in list(placement.params):
@@ -96,6 +97,12 @@ class _Emission:
         self._weights: dict[tuple[ir.Value, int, bytes], _Weight] = {}
         self._old: dict[ir.Value, None] = {}
         self._scales: dict[ir.Value, Params] = {}
+
+    def forget_bounds(self, clamp: ir.Node) -> None:
+        """Note the constants of a node that vanishes: perhaps nobody else reads them."""
+        for value in clamp.inputs[1:]:
+            if value is not None and constant_of(value) is not None:
+                self._old[value] = None
 
     def quantize(self, value: ir.Value) -> None:
         """Put Q and DQ behind ``value``, for all its readers or for the integer ones."""

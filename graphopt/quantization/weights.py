@@ -4,6 +4,7 @@ Weights are symmetric with zero point 0 in [-127, 127]. They are read once for t
 integers are computed when the file is written, one tensor at a time.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ _LEAST_SCALE = 1e-12
 # 255 * (|a| + |b|) must stay below 2**15 for two weights that a kernel adds in 16 bits.
 _LARGEST_PAIR = 127
 _LAZY_BYTES = 1 << 16
+# Elements that are widened to float64 at a time.
+_PIECE = 1 << 20
 # Parts of the largest weight that are tried as the end of the range.
 _CUTS = np.linspace(1.0, 0.7, 13)
 
@@ -38,31 +41,70 @@ class WeightScheme:
     pairs_in_16_bits: bool = False
 
 
+def _pieces(array: npt.NDArray[np.floating], axis: int) -> Iterator[slice]:
+    """Yield slices of ``axis`` that hold about a million elements each."""
+    length = array.shape[axis]
+    step = max(1, _PIECE // max(1, array.size // max(1, length)))
+    for start in range(0, max(1, length), step):
+        yield slice(start, start + step)
+
+
+def _rows(array: npt.NDArray[np.floating], axis: int) -> Iterator[Floats]:
+    """Yield the channels on ``axis`` as rows of float64, some at a time."""
+    channels_first = np.moveaxis(array, axis, 0)
+    for piece in _pieces(array, axis):
+        part = channels_first[piece]
+        yield part.reshape(len(part), -1).astype(np.float64)
+
+
+def _two_largest(rows: Floats) -> Floats:
+    """Return the second largest and the largest magnitude of each row."""
+    magnitudes = np.abs(rows)
+    # Two searches for the largest are several times faster than a partition.
+    places = magnitudes.argmax(axis=1)[:, None]
+    largest = np.take_along_axis(magnitudes, places, 1)
+    np.put_along_axis(magnitudes, places, 0.0, 1)
+    return np.concatenate([magnitudes.max(axis=1, keepdims=True), largest], axis=1)
+
+
+def _squared_errors(rows: Floats, scales: Floats) -> Floats:
+    """Return the error of each row with each of ``scales``, whose last axis is the rows or 1."""
+    found = []
+    for tried in scales:
+        integers = np.clip(np.rint(rows / tried[:, None]), -_LARGEST, _LARGEST)
+        found.append(((rows - integers * tried[:, None]) ** 2).sum(axis=1))
+    return np.stack(found)
+
+
 def weight_scales(
     array: npt.NDArray[np.floating], axis: int, scheme: WeightScheme
 ) -> npt.NDArray[np.float32]:
-    """Return the scale of each channel with the smallest squared error that ``scheme`` allows."""
-    rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1).astype(np.float64)
+    """Return the scale of each channel with the smallest squared error that ``scheme`` allows.
+
+    The weights are read a few channels at a time: their wide copies are small however large a
+    tensor is.
+    """
+    ends = np.concatenate([_two_largest(rows) for rows in _rows(array, axis)])
     if not scheme.per_channel:
-        rows = rows.reshape(1, -1)
-    magnitudes = np.abs(rows)
-    largest = magnitudes.max(axis=1)
-    least = np.full(len(rows), _LEAST_SCALE)
-    if scheme.pairs_in_16_bits and rows.shape[1] > 1:
-        two = np.partition(magnitudes, rows.shape[1] - 2, axis=1)[:, -2:].sum(axis=1)
-        least = np.maximum(least, two / _LARGEST_PAIR)
-    best = np.maximum(largest / _LARGEST, least)
+        ends = np.sort(ends, axis=None)[None, -2:]
+    largest = ends[:, 1]
+    # Two weights that a kernel adds in 16 bits meet the same bound as one that is stored alone.
+    bounded = ends.sum(axis=1) / _LARGEST_PAIR if scheme.pairs_in_16_bits else largest / _LARGEST
+    best = np.maximum(bounded, _LEAST_SCALE)
     if scheme.pairs_in_16_bits:
         # Cutting the range here would make the two largest weights meet the bound again.
         return _used(best, largest)
-    errors = np.full(len(rows), np.inf)
-    scales = best.copy()
-    for cut in _CUTS:
-        tried = np.maximum(best * cut, _LEAST_SCALE)
-        integers = np.clip(np.rint(rows / tried[:, None]), -_LARGEST, _LARGEST)
-        error = ((rows - integers * tried[:, None]) ** 2).sum(axis=1)
-        better = error < errors * (1 - 1e-9)
-        errors, scales = np.where(better, error, errors), np.where(better, tried, scales)
+    tried = np.maximum(best * _CUTS[:, None], _LEAST_SCALE)
+    errors = np.zeros(tried.shape)
+    for piece, rows in zip(_pieces(array, axis), _rows(array, axis), strict=True):
+        if scheme.per_channel:
+            errors[:, piece] = _squared_errors(rows, tried[:, piece])
+        else:
+            errors += _squared_errors(rows, tried).sum(axis=1, keepdims=True)
+    least, scales = errors[0], best
+    for error, other in zip(errors[1:], tried[1:], strict=True):
+        better = error < least * (1 - 1e-9)
+        least, scales = np.where(better, error, least), np.where(better, other, scales)
     return _used(scales, largest)
 
 
@@ -78,8 +120,13 @@ def integers_of(
     shape = [1] * array.ndim
     if len(scales) > 1:
         shape[axis] = -1
-    wide = np.rint(array.astype(np.float64) / scales.astype(np.float64).reshape(shape))
-    return np.clip(wide, -_LARGEST, _LARGEST).astype(np.int8)
+    wide = scales.astype(np.float64).reshape(shape)
+    integers = np.empty(array.shape, np.int8)
+    for piece in _pieces(array, 0):
+        divisor = wide[piece] if wide.shape[0] > 1 else wide
+        steps = np.rint(array[piece] / divisor)
+        integers[piece] = np.clip(steps, -_LARGEST, _LARGEST)
+    return integers
 
 
 def quantized_tensor(
@@ -114,17 +161,17 @@ def lost_by_rounding(
         input_axis: Axis of the weights that the input channels are on.
         groups: Groups of a convolution: channel ``c`` reads the inputs of its group only.
     """
-    shape = [1] * array.ndim
-    if len(scales) > 1:
-        shape[axis] = -1
-    used = integers_of(array, scales, axis) * scales.astype(np.float64).reshape(shape)
-    lost = array.astype(np.float64) - used
-    others = tuple(i for i in range(array.ndim) if i not in (axis, input_axis))
-    lost = lost.sum(axis=others)
-    lost = lost if axis < input_axis else lost.T
+    channels_first = np.moveaxis(array, axis, 0)
+    input_axis += input_axis < axis
+    others = tuple(i for i in range(1, array.ndim) if i != input_axis)
     per_group = means.reshape(groups, -1)
-    rows = lost.reshape(groups, -1, lost.shape[1])
-    total: Floats = np.matmul(rows, per_group[:, :, None]).reshape(-1)
+    group_of = np.repeat(np.arange(groups), len(channels_first) // groups)
+    total: Floats = np.zeros(len(channels_first))
+    for piece in _pieces(array, axis):
+        part, scale = channels_first[piece], scales[piece] if len(scales) > 1 else scales
+        wide = scale.astype(np.float64).reshape(-1, *[1] * (array.ndim - 1))
+        lost = (part.astype(np.float64) - integers_of(part, scale, 0) * wide).sum(axis=others)
+        total[piece] = (lost * per_group[group_of[piece]]).sum(axis=1)
     return total
 
 

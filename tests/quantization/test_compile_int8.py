@@ -10,6 +10,7 @@ import pytest
 
 import graphopt
 from graphopt.errors import OptionError, UnsupportedError, VerificationError
+from graphopt.isolation import Worker
 from graphopt.quantization.description import META_KEY
 
 RNG = np.random.default_rng(0)
@@ -239,3 +240,42 @@ def test_verification_rejects_a_result_that_is_too_far(
             verify=graphopt.Tolerance(sqnr_db=90),
         )
     assert caught.value.code == "quantization-error"
+
+
+def test_the_bounds_of_an_absorbed_clip_leave_the_file(tmp_path: Path) -> None:
+    model = network()
+    clip = model.graph.node[1]
+    clip.op_type = "Clip"
+    clip.input.extend(["low", "high"])
+    model.graph.initializer.extend([tensor("low", np.array(0)), tensor("high", np.array(6))])
+    result = graphopt.compile(
+        saved(model, tmp_path), target="cpu", precision="int8", calibration_data=samples()
+    )
+    result.save(tmp_path / "out.onnx")
+    graph = onnx.load(tmp_path / "out.onnx").graph
+    assert "Clip" not in {node.op_type for node in graph.node}
+    read = {value for node in graph.node for value in node.input}
+    assert [t.name for t in graph.initializer if t.name not in read] == []
+
+
+def test_the_child_never_gets_a_model_with_its_weights_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those in the file are read whole, and copied when outputs are added; others are mapped."""
+    model, seen = network(), []
+    real = Worker.call
+
+    def call(self: Worker, task: str, arguments: dict[str, Any], **rest: Any) -> Any:
+        path = arguments["model"] if "model" in arguments else arguments["models"][0]
+        if task in ("run", "observe", "kernels") and path.parent != tmp_path:
+            held = onnx.load(path, load_external_data=False).graph.initializer
+            seen.append((path.name, max(len(t.raw_data) for t in held)))
+            assert arguments["data_files"], f"{path.name} has no data beside it"
+        return real(self, task, arguments, **rest)
+
+    monkeypatch.setattr(Worker, "call", call)
+    graphopt.compile(
+        saved(model, tmp_path), target="cpu", precision="int8", calibration_data=samples()
+    )
+    assert {name for name, _ in seen} >= {"model.onnx", "float.onnx", "candidate.onnx"}
+    assert max(size for _, size in seen) <= 1024

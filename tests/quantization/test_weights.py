@@ -1,9 +1,12 @@
 """Weights and biases as integers."""
 
+import tracemalloc
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graphopt.quantization import weights as weights_module
 from graphopt.quantization.weights import (
     WeightScheme,
     integer_bias,
@@ -95,3 +98,35 @@ def test_a_bias_that_does_not_fit_widens_the_scale_of_its_channel() -> None:
     np.testing.assert_allclose(integers * scale.astype(np.float64), bias, rtol=1e-6)
     clipped, scale = integer_bias(bias, 1e-3, scales)
     assert abs(float(clipped[0]) * scale[0] - 1e4) > 1e3
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("pairs", [True, False])
+def test_pieces_change_nothing(
+    axis: int, per_channel: bool, pairs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = RNG.standard_normal((8, 6, 3)).astype(np.float32)
+    means = RNG.standard_normal((array.shape[1 - axis],))
+    scheme = WeightScheme(per_channel, pairs)
+
+    def everything() -> list[np.ndarray]:
+        scales = weight_scales(array, axis, scheme)
+        lost = lost_by_rounding(array, scales, axis, means, 1 - axis, 1)
+        return [scales, integers_of(array, scales, axis), lost]
+
+    whole = everything()
+    monkeypatch.setattr(weights_module, "_PIECE", 20)
+    assert len(list(weights_module._pieces(array, axis))) > 3
+    for expected, found in zip(whole, everything(), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_wide_copies_are_small_however_large_the_weights() -> None:
+    array = RNG.standard_normal((4096, 2048)).astype(np.float32)
+    for scheme in (WeightScheme(), WeightScheme(pairs_in_16_bits=True)):
+        tracemalloc.start()
+        integers_of(array, weight_scales(array, 1, scheme), 1)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < array.size + (56 << 20)
