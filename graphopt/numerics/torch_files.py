@@ -149,7 +149,9 @@ def _accepted(program: Program, tolerance: Tolerance | None) -> Tolerance:
     """Return what the file is compared by: decibels where onnxruntime itself rounds more.
 
     ``MatMulNBits`` with an ``accuracy_level`` of 4 rounds its other factor to 8 bits inside the
-    kernel; torch computes in the type of that factor, which is nearer to the float model.
+    kernel; torch computes in the type of that factor, which is nearer to the float model. What the
+    weights of few bits may lose against the float model (``tolerance``) is another question: the
+    file holds the same integers.
     """
     stated = tolerance or Tolerance()
     rounds = any(
@@ -157,7 +159,7 @@ def _accepted(program: Program, tolerance: Tolerance | None) -> Tolerance:
         for node in program.graph
     )
     if rounds:
-        return replace(stated, sqnr_db=stated.sqnr_db or DEFAULT_SQNR_DB)
+        return replace(stated, sqnr_db=DEFAULT_SQNR_DB)
     return replace(stated, sqnr_db=None)
 
 
