@@ -18,21 +18,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 import onnx_ir as ir
 
-from graphopt.backends.emit_onnx import emit_onnx
 from graphopt.errors import UnsupportedError, VerificationError
 from graphopt.ir.program import Program
 from graphopt.isolation import Worker
 from graphopt.numerics.calibration import Calibration, calibrate
+from graphopt.numerics.candidates import Candidates, Outputs, emit_mapped, run_plain
 from graphopt.numerics.compare import Comparison, Tolerance
-from graphopt.numerics.feeds import Feed
 from graphopt.numerics.sqnr import DEFAULT_SQNR_DB, compare_by_sqnr, sqnr_db, worst
 from graphopt.passes.insert_qdq import InsertQdq
 from graphopt.quantization.description import META_KEY, Description, Plan, plan_for
-from graphopt.quantization.kernels import KernelReport, kernel_report
-from graphopt.quantization.placement import Placement, place
+from graphopt.quantization.kernels import KernelReport
+from graphopt.quantization.placement import place
 from graphopt.targets.schema import Target
 
 # Tried in this order; the first of equals is kept.
@@ -40,7 +38,6 @@ AUTOMATIC_METHODS = ("mse", "min-max", "percentile")
 MOST_GROUPS = 48
 MOST_TAKEN_BACK = 10
 
-Outputs = dict[str, npt.NDArray[Any]]
 Progress = Callable[[int, str], None]
 
 
@@ -126,22 +123,6 @@ def _bytes_of(value: ir.Value) -> int:
     return 0 if value.const_value is None else value.const_value.nbytes
 
 
-def _emit(program: Program, path: Path) -> list[Path]:
-    """Write a model for the child, the weights beside it so that they are mapped, not read."""
-    return emit_onnx(program, path, external_data=True)
-
-
-def _arguments(files: Sequence[Path]) -> dict[str, Any]:
-    return {"model": files[0], "data_files": list(files[1:])}
-
-
-def _run(worker: Worker, files: Sequence[Path], feed: Feed, extra: Sequence[str] = ()) -> Outputs:
-    """Return the outputs of a model as it stands, and the values named ``extra``."""
-    return worker.run_model(
-        files[0], feed, optimize=False, extra_outputs=extra, data_files=files[1:]
-    )
-
-
 class Quantizer:
     """Quantizes one program.
 
@@ -187,9 +168,7 @@ class Quantizer:
         self.kept = calibration.kept
         self.report.samples = calibration.samples
         with tempfile.TemporaryDirectory(prefix="graphopt-quantize-") as folder, Worker() as worker:
-            self.folder, self.worker = Path(folder), worker
-            self.float_files = _emit(self.program, self.folder / "float.onnx")
-            self.expected = [_run(worker, self.float_files, feed) for feed in self.kept]
+            self.candidates = Candidates(self.program, self.kept, worker, Path(folder))
             description = self._best_method(calibration)
             self.program.model.meta[META_KEY] = description
             self._back_off(description)
@@ -229,7 +208,7 @@ class Quantizer:
 
     def _try(self, description: Description, keep_float: frozenset[str], what: str) -> float:
         """Return the decibels of the worst output with ``keep_float`` in float."""
-        decibels = sqnr_db(self.expected, self._outputs(description, keep_float))
+        decibels = sqnr_db(self.candidates.expected, self._outputs(description, keep_float))
         value = worst(decibels)
         self.report.tried.append((what, value))
         if self.progress is not None:
@@ -238,18 +217,12 @@ class Quantizer:
             self.report.sqnr_db, self.report.returned = decibels, tuple(sorted(keep_float))
         return value
 
-    def _candidate(self, description: Description, keep_float: frozenset[str]) -> list[Path]:
-        model = self.program.model.clone()
-        copy = Program(model, dict(self.program.bounds), self.program.source)
-        model.meta[META_KEY] = description
-        self.pass_for(keep_float)(model)
-        for stale in self.folder.glob("candidate*"):
-            stale.unlink()
-        return _emit(copy, self.folder / "candidate.onnx")
-
     def _outputs(self, description: Description, keep_float: frozenset[str]) -> list[Outputs]:
-        self.candidate = self._candidate(description, keep_float)
-        return [_run(self.worker, self.candidate, feed) for feed in self.kept]
+        def quantize(model: ir.Model) -> None:
+            model.meta[META_KEY] = description
+            self.pass_for(keep_float)(model)
+
+        return self.candidates.outputs(quantize)
 
     def _back_off(self, description: Description) -> None:
         """Return nodes to float until the goal is met; the best candidate is in the report."""
@@ -281,7 +254,7 @@ class Quantizer:
         found = []
         for group in groups:
             outputs = self._outputs(description, everything - set(group))
-            found.append(worst(sqnr_db(self.expected, outputs)))
+            found.append(worst(sqnr_db(self.candidates.expected, outputs)))
             self.report.tried.append((f"int8 alone: {', '.join(group)}", found[-1]))
             if self.progress is not None:
                 self.progress(len(self.report.tried), "measure")
@@ -343,24 +316,10 @@ class Quantizer:
             node.name or "": reason for node, reason in placement.reasons.items()
         }
         outputs = self._outputs(description, keep_float)
-        self.report.sqnr_db = sqnr_db(self.expected, outputs)
-        self.report.layers = self._layers(placement)
+        self.report.sqnr_db = sqnr_db(self.candidates.expected, outputs)
+        self.report.layers = self.candidates.layers(placement)
         if self.target.runtime.executes_with == "onnxruntime" and self.target.kind == "cpu":
-            nodes = self.worker.call("kernels", _arguments(self.candidate))["nodes"]
-            self.report.kernels = kernel_report(placement, nodes)
-
-    def _layers(self, placement: Placement) -> dict[str, float]:
-        """Return the decibels of the value that each integer node makes, on the first sample."""
-        names = {
-            node.name or "": placement.result_of(node).name or "" for node in placement.integer
-        }
-        values = sorted(set(names.values()))
-        feed = self.kept[0]
-        found = [
-            _run(self.worker, files, feed, values) for files in (self.float_files, self.candidate)
-        ]
-        decibels = sqnr_db(found[:1], found[1:])
-        return {node: decibels[value] for node, value in names.items() if value in decibels}
+            self.report.kernels = self.candidates.kernels(placement)
 
     def verify(self, original: Path) -> Comparison:
         """Compare the quantized program with the original on the kept samples.
@@ -369,9 +328,9 @@ class Quantizer:
             VerificationError: an output is below the accepted decibels.
         """
         with tempfile.TemporaryDirectory(prefix="graphopt-verify-") as folder, Worker() as worker:
-            files = _emit(self.program, Path(folder) / "quantized.onnx")
+            files = emit_mapped(self.program, Path(folder) / "quantized.onnx")
             expected = [worker.run_model(original, feed, optimize=False) for feed in self.kept]
-            found = [_run(worker, files, feed) for feed in self.kept]
+            found = [run_plain(worker, files, feed) for feed in self.kept]
         comparison = Comparison(
             outputs=compare_by_sqnr(expected, found, self.tolerance),
             samples=len(self.kept),
