@@ -35,6 +35,7 @@ REGISTRY: dict[str, str] = {
     "insert-qdq": "graphopt.passes.insert_qdq:InsertQdq",
     "lift-constants": "graphopt.passes.lift_constants:LiftConstants",
     "merge-slices": "graphopt.passes.merge_slices:MergeSlices",
+    "quantize-recurrent": "graphopt.passes.quantize_recurrent:QuantizeRecurrent",
     "quantize-weights": "graphopt.passes.quantize_weights:QuantizeWeights",
     "raise-opset": "graphopt.passes.raise_opset:RaiseOpset",
     "reorder-for-peak": "graphopt.passes.reorder_for_peak:ReorderForPeak",

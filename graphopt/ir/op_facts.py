@@ -70,14 +70,15 @@ _OTHERS = _names(
 _ONNX = _UNARY | _BROADCAST | _MOVES | _RANDOM | _CONDITIONAL | _OTHERS
 # Operators of ONNX Runtime's own domain that are functions of their inputs.
 _MICROSOFT = _names(
-    "BiasGelu FastGelu FusedConv FusedGemm FusedMatMul GatherBlockQuantized Gelu MatMulNBits "
-    "QLinearAdd QLinearAveragePool QLinearConcat QLinearGlobalAveragePool QLinearLeakyRelu "
-    "QLinearMul QLinearSigmoid QuickGelu"
+    "BiasGelu DynamicQuantizeLSTM FastGelu FusedConv FusedGemm FusedMatMul GatherBlockQuantized "
+    "Gelu MatMulNBits QLinearAdd QLinearAveragePool QLinearConcat QLinearGlobalAveragePool "
+    "QLinearLeakyRelu QLinearMul QLinearSigmoid QuickGelu"
 )
 # Outputs that a node may leave out. BatchNormalization is not here: before opset 14 its number of
 # outputs selects the training form.
 _OPTIONAL_OUTPUTS = {
     "Dropout": (1,),
+    "DynamicQuantizeLSTM": (0, 1, 2),
     "GRU": (0, 1),
     "LSTM": (0, 1, 2),
     "LayerNormalization": (1, 2),

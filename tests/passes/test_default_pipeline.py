@@ -137,7 +137,14 @@ def test_the_pipeline_runs_in_a_valid_order() -> None:
     # Not portable, see the head of its file.
     unused = set(REGISTRY) - {p.name for p in passes}
     # fix-dimensions is for targets that take fixed shapes, quantization is asked for.
-    precisions = {"convert-to-half", "fuse-qdq", "insert-qdq", "quantize-weights", "raise-opset"}
+    precisions = {
+        "convert-to-half",
+        "fuse-qdq",
+        "insert-qdq",
+        "quantize-recurrent",
+        "quantize-weights",
+        "raise-opset",
+    }
     assert unused - precisions == {
         "fuse-activation",
         "fix-dimensions",

@@ -28,6 +28,22 @@ def recurrent(view: NodeView) -> None:
     view.out(2, state)
 
 
+@rule("DynamicQuantizeLSTM", domain="com.microsoft")
+def dynamic_quantize_lstm(view: NodeView) -> None:
+    """As ``LSTM``; the weights are [directions, inputs, gates * units]."""
+    dtype = view.dtype(0)
+    view.types(dtype, dtype, dtype)
+    length, batch, size = view.ranked(0, 3, 3)
+    weight, recurrence = view.ranked(1, 3, 3), view.ranked(2, 3, 3)
+    view.same(size, weight[1], "input sizes of data and weight")
+    hidden: Dim = view.same(recurrence[1], _hidden(view, recurrence[1]), "hidden sizes")
+    directions: Dim = 2 if view.string("direction", "forward") == "bidirectional" else 1
+    view.same(directions, weight[0], "directions of attribute and weight")
+    view.out(0, (length, directions, batch, hidden))
+    view.out(1, (directions, batch, hidden))
+    view.out(2, (directions, batch, hidden))
+
+
 def _hidden(view: NodeView, default: Dim) -> Dim:
     named = view.int_or_none("hidden_size")
     return default if named is None else named
