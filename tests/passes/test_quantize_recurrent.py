@@ -76,10 +76,12 @@ def test_a_layer_computes_the_same_but_for_rounding(reduce_range: bool, tmp_path
     assert not [t.name for t in saved.graph.initializer if t.name in ("w", "r")]
     sample = feed(7)
     wanted, got = original.run(sample), result.run(sample)
-    for name, array in wanted.items():
-        assert got[name].shape == array.shape
-        assert not np.array_equal(got[name], array), "the weights were rounded"
-        assert np.abs(got[name] - array).max() < 0.1
+    for name in ("y", "last", "cell"):
+        array = np.asarray(wanted[name], np.float32)
+        found = np.asarray(got[name], np.float32)
+        assert found.shape == array.shape
+        assert not np.array_equal(found, array), "the weights were rounded"
+        assert np.abs(found - array).max() < 0.1
 
 
 def test_weights_take_a_quarter() -> None:
