@@ -11,16 +11,18 @@ and the paths of the source files that were traced.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from graphopt.backends.torch_lowering import NamingInterpreter, lower_to_torch
+from graphopt.backends.torch_branches import BranchRecorder, Seen
+from graphopt.backends.torch_lowering import lower_to_torch
 from graphopt.backends.torch_ops import control
 from graphopt.backends.torch_ops.small import tensor_of
+from graphopt.backends.torch_peak import torchscript_prediction
 from graphopt.backends.torch_trace import (
     Check,
     Feed,
@@ -48,6 +50,7 @@ def emit_torchscript(
     plan: MemoryPlan | None = None,
     check: Check | None = None,
     inputs: Iterable[Path] = (),
+    note: Callable[[MemoryPlan], None] | None = None,
 ) -> list[Path]:
     """Write ``program`` as TorchScript; return the files written.
 
@@ -55,10 +58,11 @@ def emit_torchscript(
         program: The model.
         path: The file.
         feeds: Samples, of which the first that torch runs is traced.
-        plan: Written into the archive.
+        plan: Written into the archive, with the peak that a call is predicted to take at its sizes.
         check: Called with a function that runs the file as read back; when it raises, nothing is
             written.
         inputs: Files that must not be touched.
+        note: Called with the plan as it was written.
 
     Raises:
         UnsupportedError: an operator has no torch form, or torch cannot trace the model.
@@ -69,6 +73,8 @@ def emit_torchscript(
     names = signature(module)
     extra = {SIGNATURE_FILE: json.dumps(names)}
     if plan is not None:
+        prediction = torchscript_prediction(traced, program, plan.model.bindings)
+        plan = plan.with_prediction("torchscript", prediction)
         extra[PLAN_FILE] = plan.model_dump_json(indent=1)
     with OutputTransaction(inputs=inputs) as transaction:
         pending = transaction.path_for(path)
@@ -78,6 +84,8 @@ def emit_torchscript(
             if check is not None:
                 loaded = _JIT.load(str(pending))
                 check(runner(loaded, names["inputs"], names["outputs"]))
+    if note is not None and plan is not None:
+        note(plan)
     return [path]
 
 
@@ -105,26 +113,6 @@ def trace(module: fx.GraphModule, samples: Sequence[tuple[Tensor, ...]]) -> Any:
             raise refused("TorchScript", error) from error
 
 
-class _Recorder(NamingInterpreter):
-    """Notes what every ``If`` reads on a sample, and which branch it takes."""
-
-    def __init__(self, module: fx.GraphModule, seen: "_Seen") -> None:
-        super().__init__(module)
-        self._seen = seen
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node."""
-        if n.target is control.if_:
-            condition, _, _, *captures = self.fetch_args_kwargs_from_env(n)[0]
-            taken = bool(tensor_of(condition))
-            operands = tuple(tensor_of(value) for value in captures)
-            self._seen.setdefault(n, ([], []))[0 if taken else 1].append(operands)
-        return super().run_node(n)
-
-
-_Seen = dict[fx.Node, tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]]
-
-
 def _script_branches(module: fx.GraphModule, samples: Sequence[tuple[Any, ...]]) -> None:
     """Replace every ``If`` by a scripted module that holds both branches, traced.
 
@@ -132,9 +120,9 @@ def _script_branches(module: fx.GraphModule, samples: Sequence[tuple[Any, ...]])
     """
     if not any(node.target is control.if_ for node in module.graph.nodes):
         return
-    seen: _Seen = {}
+    seen: Seen = {}
     for sample in samples:
-        _Recorder(module, seen).run(*sample)
+        BranchRecorder(module, seen).run(*sample)
     for number, (node, entered) in enumerate(seen.items()):
         bodies = [module.get_submodule(str(node.args[i].target)) for i in (1, 2)]  # type: ignore[union-attr]  # get_attr nodes
         name = f"if_{number}"

@@ -31,7 +31,8 @@ CODES_OF_PARTS: dict[str, str] = {
         "No calibration method has that name. Use min-max, percentile, entropy or mse."
     ),
     "calibration-missing": (
-        "int8 needs ranges and nothing gives them. Give calibration_data, or --calib FOLDER."
+        "int8 needs ranges, or weights should be rounded for samples, and nothing gives them. "
+        "Give calibration_data, or --calib FOLDER."
     ),
     "calibration-type": (
         "The calibration data is no iterable of samples. Give dictionaries, tuples or a folder."
@@ -47,6 +48,11 @@ CODES_OF_PARTS: dict[str, str] = {
         "The model that torch's exporter made does not compute what the torch module computes "
         "on the example inputs. Report it to the exporter's project, or accept a larger error "
         "with --rtol."
+    ),
+    "codebook-no-kernel": (
+        "The target has no kernel that reads weights through a table of values that are not evenly "
+        "spaced, so floats would be made of them and only the file would be smaller. Use "
+        "int4-weights, or a target that stores nf4."
     ),
     "dynamic-shapes-invalid": (
         "`dynamic_shapes` is not what torch.export takes for these inputs. Write a dictionary "
@@ -66,6 +72,10 @@ CODES_OF_PARTS: dict[str, str] = {
     ),
     "example-inputs-missing": (
         "A torch module is captured by running it once, which needs inputs. Pass `example_inputs`."
+    ),
+    "equalize-options": (
+        "An option of equalize-channels is out of its range. Give an alpha between 0 and 1, and "
+        "an insert of 0 or more."
     ),
     "example-inputs-type": (
         "The example inputs are neither a tuple, a dictionary nor a tensor. Pass one of these."
@@ -116,6 +126,26 @@ CODES_OF_PARTS: dict[str, str] = {
         "inputs, or sizes with --dim."
     ),
     "half-type": "The type is no half precision. Use float16 (fp16) or bfloat16 (bf16).",
+    "metric-drop": (
+        "The result is worse by the metric than max_drop allows, although the best candidate was "
+        "kept. Accept a larger drop, calibrate on more samples, or choose a finer precision."
+    ),
+    "metric-failed": (
+        "The function that was given as metric raised an error of its own. It is called with one "
+        "argument, run: run(feed) returns the outputs of the model under test."
+    ),
+    "metric-options": (
+        "A metric and the drop that it allows must be given together, and without decibels. Write "
+        "Tolerance(metric=function, max_drop=0.01), or --metric FILE.py:FUNCTION --max-drop 0.01."
+    ),
+    "metric-precision": (
+        "Nothing is chosen by a metric at this precision: results are judged by rtol or decibels. "
+        "A metric serves int8, int8-weights and int4-weights."
+    ),
+    "metric-value": (
+        "The function that was given as metric returned no finite number. Return a float that is "
+        "higher for a better model."
+    ),
     "module-in-training-mode": (
         "The module is in training mode, so dropout and batch statistics would be captured. "
         "Call `.eval()` first."
@@ -187,6 +217,10 @@ CODES_OF_PARTS: dict[str, str] = {
         "The target describes no integer kernels. Choose another one, or describe them."
     ),
     "quantization-type": "The activation option is no type that is served. Use uint8 or int8.",
+    "torch-branch-sizes": (
+        "torch.export captures both branches of an If at the same sizes, and one of them does not "
+        "take these. Fix the dimensions first (pass fix-dimensions), or save as .onnx or .ts."
+    ),
     "torch-capture-failed": (
         "torch runs the model but refuses to trace or export it. Try the other torch format, or "
         ".onnx."
@@ -227,6 +261,10 @@ CODES_OF_PARTS: dict[str, str] = {
         "An operator has no torch form. Save as .onnx, or replace the operator."
     ),
     "torch-operator-unsupported": "An operator of torch has no form in ONNX. Replace it by others.",
+    "torch-probe-refused": (
+        "An operator of a TorchScript file does not run alone, so the peak of the file is not "
+        "predicted. The file itself is not concerned."
+    ),
     "torch-sample-refused": (
         "No sample size runs, so there is nothing to trace. Compile with example inputs."
     ),
@@ -234,12 +272,20 @@ CODES_OF_PARTS: dict[str, str] = {
         "The object is a TorchScript module, which torch.export does not take. Pass the "
         "nn.Module that it was made from."
     ),
+    "torch-sizes-open": (
+        "The peak of a TorchScript file is predicted at the sizes of the plan, and an input has "
+        "none. Bind its dimensions; the file itself is not concerned."
+    ),
     "torch-unregistered-state": (
         "State of the module is kept in a plain attribute, which a captured model would freeze. "
         "Register it with register_buffer."
     ),
     "torch-value-missing": (
         "A value has neither data nor a producer. The model is broken: export it again."
+    ),
+    "torch-values-decide": (
+        "What a TorchScript file computes depends on values of its inputs, so its peak does not "
+        "follow from sizes and is not predicted. The file itself is not concerned."
     ),
     "torch-weights-without-data": (
         "A weight is on the meta device and has no values. Load the weights first."

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from graphopt.numerics.half import HalfReport
+    from graphopt.numerics.hessians import WeightReport
     from graphopt.numerics.quantize import Quantization
     from graphopt.report.html import ReportData
 
@@ -45,6 +46,8 @@ class CompileResult:
         quantization: What quantization measured, and why each node is integer or float; None when
             nothing was quantized.
         half: Which nodes stayed float32 in half precision, and why; None for other precisions.
+        rounding: How the weights of each product were rounded on samples, and what that costs;
+            None where no samples were given, or the precision is not one of weights.
     """
 
     program: Program
@@ -61,6 +64,7 @@ class CompileResult:
     example_inputs: Any = field(default=None, repr=False)
     quantization: "Quantization | None" = None
     half: "HalfReport | None" = None
+    rounding: "WeightReport | None" = None
 
     def save(
         self,
@@ -74,7 +78,8 @@ class CompileResult:
         Args:
             path: ``.onnx``, ``.ts`` (TorchScript) or ``.pt2`` (an exported program of torch). The
                 torch formats are read back and, when the compile was verified, compared with the
-                program in onnxruntime before anything is written.
+                program in onnxruntime before anything is written. What one call of an ordinary
+                ``.ts`` file is predicted to take is then in ``plan.predictions["torchscript"]``.
             external_data: Weights beside the model (True), inside it (False), or by size (None:
                 beside it above 1 GiB).
             arena: For ``.ts``: every intermediate lies at a planned offset of one buffer per data
@@ -136,10 +141,15 @@ class CompileResult:
             "inputs": self.input_files,
         }
         if not arena:
-            return save_for_torch(self.program, path, plan=self.plan, **options)
+            return save_for_torch(
+                self.program, path, plan=self.plan, note=self._note_plan, **options
+            )
         files, report = save_with_arena(self.program, path, plan=self.plan, **options)
         self.warnings += tuple(w for w in report.warnings() if w not in self.warnings)
         return files
+
+    def _note_plan(self, plan: MemoryPlan) -> None:
+        self.plan = plan
 
     def run(self, feeds: "Mapping[str, npt.NDArray[Any]]") -> "dict[str, npt.NDArray[np.generic]]":
         """Run the result in onnxruntime on one set of inputs, in a child process.
@@ -160,7 +170,13 @@ class CompileResult:
         from graphopt.explain import explain_name
 
         return explain_name(
-            name, self.plan, self.program, self.report, self.quantization, self.half
+            name,
+            self.plan,
+            self.program,
+            self.report,
+            self.quantization,
+            self.half,
+            self.rounding,
         )
 
     def report_data(self) -> "ReportData":
@@ -179,6 +195,7 @@ class CompileResult:
             limit_bytes=self.limits.get(self.plan.arena_pool.name),
             warnings=self.warnings,
             file_bytes=sizes,
+            quantization=None if self.quantization is None else self.quantization.to_dict(),
         )
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
@@ -207,6 +224,7 @@ class CompileResult:
             "output_bytes": self.output_bytes,
             "quantization": None if self.quantization is None else self.quantization.to_dict(),
             "half": None if self.half is None else self.half.to_dict(),
+            "rounding": None if self.rounding is None else self.rounding.to_dict(),
         }
 
     def summary(self, *, width: int = 100, unicode: bool = True) -> str:

@@ -144,6 +144,27 @@ class PassBytes(_Data):
     peak_after: int | None
 
 
+class CallPrediction(_Data):
+    """What one call in another runtime, which allocates by itself, is predicted to hold at most.
+
+    ``peak_bytes = live_bytes + scratch_bytes`` at the operator ``op`` that makes ``value``; inputs
+    and weights are in neither, results are. ``liveness_bytes`` would be the peak if no operator
+    took scratch. ``reason`` says why there is no prediction, and the figures are None then.
+    """
+
+    version: str
+    options: dict[str, int]
+    counted: str
+    peak_bytes: int | None = None
+    live_bytes: int | None = None
+    scratch_bytes: int | None = None
+    liveness_bytes: int | None = None
+    op: str = ""
+    value: str = ""
+    owners: tuple[PeakOwner, ...] = ()
+    reason: str = ""
+
+
 class MemoryPlan(_Data):
     """The whole plan; see the file docstring for the words."""
 
@@ -163,6 +184,7 @@ class MemoryPlan(_Data):
     not_planned: tuple[Unplanned, ...] = ()
     assumptions: tuple[str, ...] = ()
     passes: tuple[PassBytes, ...] = Field(default=())
+    predictions: dict[str, CallPrediction] = Field(default_factory=dict)
 
     @property
     def peak_bytes(self) -> int:
@@ -192,6 +214,10 @@ class MemoryPlan(_Data):
     def with_passes(self, passes: tuple[PassBytes, ...]) -> "MemoryPlan":
         """Return the same plan with the bytes that each pass saved."""
         return self.model_copy(update={"passes": passes})
+
+    def with_prediction(self, runtime: str, prediction: CallPrediction) -> "MemoryPlan":
+        """Return the same plan with what ``runtime`` is predicted to hold."""
+        return self.model_copy(update={"predictions": {**self.predictions, runtime: prediction}})
 
     def to_json(self, *, indent: int | None = 1) -> str:
         """Return the plan as JSON text; ``from_json`` reads it back equal."""

@@ -9,6 +9,7 @@ is for the sizes of the plan only; its second sample has other values at the sam
 import contextlib
 import importlib
 import importlib.util
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,7 @@ def save_for_torch(
     tolerance: Tolerance | None = None,
     example_inputs: Any = None,
     inputs: Iterable[Path] = (),
+    note: Callable[[MemoryPlan], None] | None = None,
 ) -> list[Path]:
     """Write ``program`` in the torch format that the suffix of ``path`` names.
 
@@ -52,6 +54,7 @@ def save_for_torch(
         tolerance: What difference is accepted.
         example_inputs: Samples in the form of ``compile``; None: seeded ones.
         inputs: Files that must not be touched.
+        note: Called with the plan as it was written, where the format adds a prediction to it.
 
     Raises:
         UnsupportedError: torch is missing, the model has no torch form, or no sample runs.
@@ -59,14 +62,15 @@ def save_for_torch(
         OutputError: nothing could be written; what was there before is still there.
     """
     emit = _emitter(BACKENDS[path.suffix], path)
+    noted: dict[str, Any] = {"note": note} if path.suffix == ".ts" else {}
     if not verify:
-        feeds = _unchecked_feeds(program, example_inputs)
-        files: list[Path] = emit(program, path, feeds=feeds, plan=plan, inputs=inputs)
+        feeds = _unchecked_feeds(program, example_inputs, plan)
+        files: list[Path] = emit(program, path, feeds=feeds, plan=plan, inputs=inputs, **noted)
         return files
-    samples = _samples(program, example_inputs)
+    samples = _samples(program, example_inputs, plan)
     check = _check(path, samples, _accepted(program, tolerance))
     feeds = [feed for feed, _ in samples]
-    files = emit(program, path, feeds=feeds, plan=plan, check=check, inputs=inputs)
+    files = emit(program, path, feeds=feeds, plan=plan, check=check, inputs=inputs, **noted)
     return files
 
 
@@ -200,7 +204,9 @@ def _compare(path: Path, run: Any, feed: Feed, expected: Outputs, tolerance: Tol
             )
 
 
-def _samples(program: Program, example_inputs: Any) -> list[tuple[Feed, Outputs]]:
+def _samples(
+    program: Program, example_inputs: Any, plan: MemoryPlan | None
+) -> list[tuple[Feed, Outputs]]:
     """Return samples that onnxruntime runs, with its outputs; at least one."""
     if example_inputs is not None:
         feeds = user_feeds(program, example_inputs)
@@ -208,9 +214,7 @@ def _samples(program: Program, example_inputs: Any) -> list[tuple[Feed, Outputs]
         # Samples of one size would not show that a size became a constant in the trace.
         return samples + (_second(program, _sizes_of(program, feeds[0])) if feeds else [])
     refusal: GraphoptError | None = None
-    for tried, sizes in enumerate(size_choices(program, {})):
-        if tried >= _MOST_TRIES:
-            break
+    for sizes in _tried_sizes(program, plan):
         feed = make_feed(program, sizes, 0)
         try:
             samples = [(feed, run_program(program, feed))]
@@ -261,8 +265,22 @@ def _second(program: Program, first: Mapping[str, int]) -> list[tuple[Feed, Outp
     return []
 
 
-def _unchecked_feeds(program: Program, example_inputs: Any) -> list[Feed]:
+def _unchecked_feeds(program: Program, example_inputs: Any, plan: MemoryPlan | None) -> list[Feed]:
     if example_inputs is not None:
         return user_feeds(program, example_inputs)
-    choices = list(size_choices(program, {}))[:_MOST_TRIES]
-    return [make_feed(program, sizes, 0) for sizes in choices]
+    return [make_feed(program, sizes, 0) for sizes in _tried_sizes(program, plan)]
+
+
+def _tried_sizes(program: Program, plan: MemoryPlan | None) -> list[dict[str, int]]:
+    """Return the sizes that samples are tried at, those of the plan last.
+
+    A network may take only sizes that fit each other in a way that its file does not say; the user
+    who bound them knows. They come last because a size of 1 becomes a constant in a capture.
+    """
+    choices = list(itertools.islice(size_choices(program, {}), _MOST_TRIES))
+    symbols = input_symbols(program.graph.inputs)
+    bound = {} if plan is None else plan.model.bindings
+    planned = {name: bound[name] for name in symbols if name in bound}
+    if len(planned) == len(symbols) and planned not in choices:
+        choices.append(planned)
+    return choices
