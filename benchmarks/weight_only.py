@@ -6,6 +6,11 @@ perplexity, latency relative to float (one thread, median of the ratios of inter
 ``products`` rows quantize what onnxruntime's quantizer does by default, the MatMul; the others all
 that the pass finds, the embedding included. All rows of a network start from the same float file.
 
+``gptq`` rows are rounded on 16 samples that nothing is evaluated on: text that the float language
+model writes itself, from a seed (``own text``), or the first lines of scenes of Shakespeare, which
+it was not trained on (``other text``); seeded tokens for the encoder. A sample of the model that
+decodes is every step of a text.
+
     python benchmarks/weight_only.py [--only NAME ...] [--out DIR]
     python benchmarks/weight_only.py --gib 1      # memory and time of a large compile instead
     python benchmarks/weight_only.py --runtime    # what each form costs onnxruntime in memory
@@ -13,6 +18,7 @@ that the pass finds, the embedding included. All rows of a network start from th
 
 import argparse
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -23,7 +29,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,13 +58,28 @@ OURS = (
     ("8 bits, block 128", "bits=8,method=rtn,symmetric=true,block=128"),
     ("8 bits, standard", "bits=8,method=mse,symmetric=true,form=standard,block=0"),
 )
+# Rounded on samples: (row, options of quantize-weights, samples).
+ON_SAMPLES = (
+    ("gptq, products, own text", f"bits=4,method=mse,{PRODUCTS}", "own"),
+    ("gptq, products, other text", f"bits=4,method=mse,{PRODUCTS}", "other"),
+    ("gptq symmetric, products, own text", f"bits=4,method=mse,symmetric=true,{PRODUCTS}", "own"),
+    ("gptq, own text", "bits=4,method=mse", "own"),
+    ("gptq, other text", "bits=4,method=mse", "other"),
+    ("8 bits gptq, own text", "bits=8,method=rtn,symmetric=true", "own"),
+)
 THEIRS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("onnxruntime default", {"algorithm": "default", "bits": 4}),
     ("onnxruntime k_quant", {"algorithm": "k_quant", "bits": 4}),
     ("onnxruntime hqq (float zero points)", {"algorithm": "hqq", "bits": 4}),
     ("onnxruntime default symmetric", {"algorithm": "default", "bits": 4, "symmetric": True}),
+    ("onnxruntime gptq, own text", {"algorithm": "gptq", "bits": 4, "samples": "own"}),
+    (
+        "onnxruntime gptq ordered, own text",
+        {"algorithm": "gptq", "bits": 4, "samples": "own", "actorder": True},
+    ),
     ("onnxruntime 8 bits", {"algorithm": "default", "bits": 8, "symmetric": True}),
 )
+TEXTS, LENGTH, TEMPERATURE = 16, 200, 0.8
 BLOCK = 32
 
 
@@ -76,14 +97,53 @@ def evaluator() -> ModuleType:
     return found
 
 
-def tokens(module: ModuleType) -> Iterator[np.ndarray]:
-    """Yield the stories of the assets as token ids."""
+def tokenizer(module: ModuleType) -> Any:
+    """Return the tokenizer of the language models."""
     module.ARGS = argparse.Namespace(  # type: ignore[attr-defined]
         models=os.fspath(assets() / "models"), data=os.fspath(assets() / "data"), threads=1
     )
-    tokenizer = module.Tokens()
+    return module.Tokens()
+
+
+def tokens(module: ModuleType) -> Iterator[np.ndarray]:
+    """Yield the stories of the assets as token ids."""
+    encode = tokenizer(module).encode
     for story in module.stories():
-        yield np.array(tokenizer.encode(story)[:256])
+        yield np.array(encode(story)[:256])
+
+
+@functools.cache
+def own_texts() -> list[np.ndarray]:
+    """Return texts that the float language model writes, drawn from a seed."""
+    net = session(assets() / "models" / "stories260k_prefill.onnx")
+    rng = np.random.default_rng(0)
+    texts = []
+    for _ in range(TEXTS):
+        ids = [1]
+        while len(ids) < LENGTH:
+            logits = net.run(None, {"tokens": np.array([ids])})[0][0, -1].astype(np.float64)
+            odds = np.exp((logits - logits.max()) / TEMPERATURE)
+            ids.append(int(rng.choice(len(odds), p=odds / odds.sum())))
+        texts.append(np.array(ids))
+    return texts
+
+
+def other_texts(module: ModuleType) -> list[np.ndarray]:
+    """Return pieces of a text that the language model was not trained on."""
+    text = (assets() / "data" / "text" / "tinyshakespeare.txt").read_text(encoding="utf-8")
+    encode = tokenizer(module).encode
+    pieces = [text[start : start + 3 * LENGTH] for start in range(0, TEXTS * 3000, 3000)]
+    return [np.array(encode(piece)[:LENGTH]) for piece in pieces]
+
+
+def samples_for(name: str, kind: str, module: ModuleType) -> list[Feed]:
+    """Return the samples that weights of a network are rounded on."""
+    if name == "bert":
+        return bert_feeds(module, seed=1 if kind == "own" else 2, count=TEXTS)
+    texts = own_texts() if kind == "own" else other_texts(module)
+    if name == "stories260k_prefill":
+        return [{"tokens": ids[None]} for ids in texts]
+    return decode_steps([ids[:LENGTH] for ids in texts])
 
 
 def prefill_feeds(module: ModuleType) -> list[Feed]:
@@ -91,21 +151,26 @@ def prefill_feeds(module: ModuleType) -> list[Feed]:
 
 
 def decode_feeds(module: ModuleType) -> list[Feed]:
+    """Return steps through the stories."""
+    return decode_steps([ids[:160] for ids in tokens(module)])
+
+
+def decode_steps(texts: list[np.ndarray]) -> list[Feed]:
     """Return steps with a cache of real keys and values, made by the float model."""
     net = session(assets() / "models" / "stories260k_decode.onnx")
     feeds = []
-    for ids in tokens(module):
+    for ids in texts:
         k = v = np.zeros((5, 1, 4, 0, 8), np.float32)
-        for token in ids[:160]:
+        for token in ids:
             feed = {"token": np.array([[token]]), "past_k": k, "past_v": v}
             _, k, v = net.run(None, feed)
             feeds.append(feed)
     return feeds
 
 
-def bert_feeds(_: ModuleType) -> list[Feed]:
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, 2000, (4, 1, 64))
+def bert_feeds(_: ModuleType, *, seed: int = 0, count: int = 4) -> list[Feed]:
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, 2000, (count, 1, 64))
     return [{"input_ids": i, "attention_mask": np.ones((1, 64), np.int64)} for i in ids]
 
 
@@ -127,7 +192,7 @@ def float_file(name: str, folder: Path) -> Path:
     return path
 
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[[ModuleType], list[Feed]]] = {
     "stories260k_prefill": prefill_feeds,
     "stories260k_decode": decode_feeds,
     "bert": bert_feeds,
@@ -151,7 +216,23 @@ def quantize_ours(source: Path, out: Path, options: str) -> None:
     graphopt.compile(source, passes=["infer-shapes", text], verify=False).save(out)
 
 
-def quantize_theirs(source: Path, out: Path, arguments: dict[str, Any]) -> None:
+def quantize_on_samples(source: Path, out: Path, options: str, samples: list[Feed]) -> None:
+    """Quantize with weights that are rounded on samples."""
+    from graphopt.backends.emit_onnx import emit_onnx
+    from graphopt.frontends.onnx_loader import load_onnx
+    from graphopt.numerics.hessians import WeightRounder
+    from graphopt.pipeline.pipeline import PassPipeline, build_passes
+
+    program = load_onnx(source)
+    text = f"quantize-weights{{block={BLOCK},{options},reconstruct=true}}"
+    with WeightRounder(program, samples) as rounder:
+        PassPipeline(rounder.passes(build_passes(["infer-shapes", text], (), ()))).run(program)
+        emit_onnx(program, out)
+
+
+def quantize_theirs(
+    source: Path, out: Path, arguments: dict[str, Any], samples: list[Feed]
+) -> None:
     """Quantize the MatMul with onnxruntime's quantizer."""
     from onnxruntime.quantization import matmul_nbits_quantizer as theirs
 
@@ -164,11 +245,29 @@ def quantize_theirs(source: Path, out: Path, arguments: dict[str, Any]) -> None:
         )
     elif algorithm == "k_quant":
         config = theirs.KQuantWeightOnlyQuantConfig(op_types_to_quantize=kinds)
+    elif algorithm == "gptq":
+        config = theirs.GPTQWeightOnlyQuantConfig(
+            _reader(samples), actorder=arguments.get("actorder", False), op_types_to_quantize=kinds
+        )
     else:
         config = theirs.HQQWeightOnlyQuantConfig(block_size=BLOCK, bits=bits)
     # It prints its progress.
     with contextlib.redirect_stdout(io.StringIO()):
         _run_theirs(theirs, source, out, config, symmetric)
+
+
+def _reader(samples: list[Feed]) -> Any:
+    """Return the samples in the form that onnxruntime's quantizer reads."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.rest = iter(samples)
+
+        def get_next(self) -> Feed | None:
+            return next(self.rest, None)
+
+    return Reader()
 
 
 def _run_theirs(theirs: Any, source: Path, out: Path, config: Any, symmetric: bool) -> None:
@@ -230,16 +329,21 @@ def measure(name: str, folder: Path, module: ModuleType) -> list[dict[str, Any]]
     base = float_file(name, folder)
     feeds = NETWORKS[name](module)
     rows: list[dict[str, Any]] = []
-    jobs: list[tuple[str, Any]] = [("float", None), *OURS, *THEIRS]
-    for index, (label, how) in enumerate(jobs):
+    jobs: list[tuple[Any, ...]] = [("float", None), *OURS, *ON_SAMPLES, *THEIRS]
+    for index, (label, how, *kind) in enumerate(jobs):
         path = folder / f"{name}-{index}.onnx"
+        if isinstance(how, dict) and "samples" in how:
+            kind = [how["samples"]]
+        samples = samples_for(name, kind[0], module) if kind else []
         started = time.perf_counter()
         if how is None:
             path = base
-        elif isinstance(how, str):
-            quantize_ours(base, path, how)
+        elif isinstance(how, dict):
+            quantize_theirs(base, path, how, samples)
+        elif samples:
+            quantize_on_samples(base, path, how, samples)
         else:
-            quantize_theirs(base, path, how)
+            quantize_ours(base, path, how)
         seconds = time.perf_counter() - started
         rows.append(
             {
@@ -274,10 +378,16 @@ def large(gib: float) -> None:
         idle, _, _ = models.watch(
             [sys.executable, "-c", "import graphopt.compiler, onnx, time; time.sleep(1)"]
         )
-        for options in ("bits=4", "bits=4,method=rtn", "bits=4,method=hqq", "bits=8,method=rtn"):
+        jobs = ["bits=4", "bits=4,method=rtn", "bits=4,method=hqq", "bits=8,method=rtn"]
+        for options in [*jobs, "4 samples", "64 samples"]:
             out = folder / "out.onnx"
             command = [sys.executable, "-m", "graphopt", "compile", str(path), "-o", str(out)]
-            command += ["--passes", f"infer-shapes quantize-weights{{{options}}}", "--no-verify"]
+            command += ["--no-verify", "--passes"]
+            if options.endswith("samples"):
+                samples = large_samples(folder / options, int(options.split()[0]))
+                command += ["infer-shapes", "-p", "int4-weights", "--calib", str(samples)]
+            else:
+                command += [f"infer-shapes quantize-weights{{{options}}}"]
             peaks, seconds, status = models.watch(command)
             written = sum(file.stat().st_size for file in folder.glob("out*"))
             print(
@@ -288,6 +398,17 @@ def large(gib: float) -> None:
             )
             for file in folder.glob("out*"):
                 file.unlink()
+
+
+def large_samples(folder: Path, count: int) -> Path:
+    """Write samples of the generated model to a new folder."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    side = importlib.import_module("own_memory")._SIDE
+    for number in range(count):
+        x = rng.standard_normal((1, side)).astype(np.float32)
+        np.savez(folder / f"{number}.npz", x=x)
+    return folder
 
 
 FORMS = (

@@ -51,13 +51,15 @@ def compile(
             planned at their upper bounds.
         precision: None to keep it; ``"int8"``: static quantization for the target's integer
             kernels, where nodes that cost too much accuracy stay float; ``"int8-weights"`` or
-            ``"int4-weights"``: weights in blocks of few bits, activations stay float; ``"fp16"`` or
-            ``"bf16"``: half precision, where nodes that leave its range or cost too much accuracy
-            stay float32, for targets that compute in it.
+            ``"int4-weights"``: weights in blocks of few bits, activations stay float;
+            ``"nf4-weights"``: the same through a fixed table of values that are not evenly spaced,
+            for targets that store it; ``"fp16"`` or ``"bf16"``: half precision, where nodes that
+            leave its range or cost too much accuracy stay float32, for targets that compute in it.
         sparsity: Not served yet; must stay None.
         calibration_data: For int8, and better than seeded samples for fp16 and bf16: real inputs,
             any iterable of dictionaries or tuples, read once; or the path of a folder of ``.npz``
-            files. Memory does not grow with their number.
+            files. Memory does not grow with their number. With int4-weights and int8-weights, the
+            weights of products are rounded for these inputs (GPTQ), and verified on them.
         memory_limit: Bytes, text such as ``"320KiB"``, or a mapping from pool to either.
         objective: Only ``"memory"`` is served.
         max_recompute: Only 0 is served.
@@ -65,7 +67,9 @@ def compile(
             None for the pipeline of the target.
         skip_passes: Names of passes to leave out.
         verify: True to compare with the original at the default tolerance, a ``Tolerance``, or
-            False. For int8 ``Tolerance(sqnr_db=...)`` is the accuracy that is aimed at.
+            False. For int8 ``Tolerance(sqnr_db=...)`` is the accuracy that is aimed at, or
+            ``Tolerance(metric=function, max_drop=0.01)``: ``function(run)`` returns a number,
+            higher for a better model, and ``run(feed)`` the outputs of the model under test.
         verify_each: Also compare after every pass; slow, for debugging.
         dump_dir: Folder for the graph after every pass.
         seed: Seed of the samples.

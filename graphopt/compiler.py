@@ -1,7 +1,8 @@
 """The compile itself: front end, baseline, passes, plan, limit, verification, in that order."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from graphopt.targets.schema import Target
 
 if TYPE_CHECKING:
     from graphopt.numerics.half import HalfReport
+    from graphopt.numerics.hessians import WeightRounder
     from graphopt.numerics.quantize import Quantizer
     from graphopt.numerics.verify import Reference
 
@@ -44,11 +46,11 @@ def compile_model(model: Any, example_inputs: Any, options: CompileOptions) -> C
     original = Original(model, program, example_inputs, options)
     planned, upper_bounds = plannable(program, options.bindings)
     baseline = make_plan(planned, target, options.bindings, upper_bounds=upper_bounds)
-    with original:
-        reports = _run_passes(program, target, options, upper_bounds, original)
+    with original, _weight_rounder(program, options) as rounder:
+        reports = _run_passes(program, target, options, upper_bounds, original, rounder)
         quantizer = half = None
         if options.precision == "int8":
-            quantizer = _quantize(program, target, options, reports)
+            quantizer = _quantize(program, target, options, reports, original.files)
         elif options.precision in HALF_PRECISIONS:
             half = _halve(program, target, options, reports, original.samples())
         planned, upper_bounds = plannable(program, options.bindings)
@@ -74,10 +76,11 @@ def compile_model(model: Any, example_inputs: Any, options: CompileOptions) -> C
             example_inputs=original.samples(),
             quantization=None if quantizer is None else quantizer.report,
             half=half,
+            rounding=None if rounder is None else rounder.report,
         )
         check_limits(plan, limits, result)
         if options.tolerance is not None:
-            result.verification = original.verify(program, quantizer, half)
+            result.verification = original.verify(program, quantizer, half, rounder)
     return result
 
 
@@ -204,15 +207,24 @@ class Original:
         if self.options.tolerance is not None or self.options.verify_each:
             from graphopt.numerics.verify import Reference
 
+            truth = self._truth()
+            # An int8 result is compared on its calibration samples, and the original runs there.
+            elsewhere = self.options.precision == "int8" and truth is None
             self._reference = Reference(
                 self.program,
                 self.samples(),
-                truth=self._truth(),
+                truth=truth,
+                run=self.options.verify_each or not elsewhere,
                 bindings=self.options.bindings or {},
                 tolerance=self.options.tolerance or Tolerance(),
                 seed=self.options.seed,
             )
         return self
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of the original, the model first; none when nothing is compared."""
+        return () if self._reference is None else self._reference.files
 
     def samples(self) -> Any:
         """Return the user's samples; those of a torch model are by input name after capture."""
@@ -236,6 +248,7 @@ class Original:
         program: Program,
         quantizer: "Quantizer | None" = None,
         half: "HalfReport | None" = None,
+        rounder: "WeightRounder | None" = None,
     ) -> Comparison:
         """Compare ``program`` with the original; raise when it is outside the tolerance.
 
@@ -245,9 +258,16 @@ class Original:
         if half is not None:
             from graphopt.numerics.half import verify_half
 
-            return verify_half(program, self._reference.path, half)
+            return verify_half(program, self._reference.files, half)
         if quantizer is not None:
-            return quantizer.verify(self._reference.path)
+            return quantizer.verify(self._reference.files)
+        tolerance = self.options.tolerance
+        if tolerance is not None and tolerance.metric is not None:
+            from graphopt.numerics.goals import verify_by_metric
+
+            return verify_by_metric(self._reference, program, tolerance)
+        if rounder is not None and self.options.tolerance is not None:
+            return rounder.verify(program, self._reference.files, self.options.tolerance)
         return self._reference.verify(program)
 
     def error_of(self, program: Program) -> float:
@@ -300,17 +320,20 @@ def _run_passes(
     options: CompileOptions,
     upper_bounds: Mapping[str, Dim],
     original: Original,
+    rounder: "WeightRounder | None" = None,
 ) -> list[PassReport]:
     from graphopt.passes import default_pipeline
 
     default = default_pipeline(target, options.bindings)
     chosen = options.passes
     if options.precision in WEIGHT_PRECISIONS:
-        weights = weight_precision_passes(options.precision, target)
+        weights = weight_precision_passes(options.precision, target, calibrated=rounder is not None)
         # The order is chosen last, for the operators that will run.
         default = (*default[:-1], *weights, default[-1])
         chosen = None if chosen is None else [*chosen, *weights]
     passes = build_passes(chosen, options.skip_passes, default)
+    if rounder is not None:
+        passes = rounder.passes(passes)
     if passes and program.opset < OLDEST_OPSET_OF_FACTS:
         raise UnsupportedError(
             "opset-too-old",
@@ -323,6 +346,22 @@ def _run_passes(
     if options.dump_path is not None:
         instruments.append(DumpText(options.dump_path))
     return PassPipeline(passes, tuple(instruments), options.progress).run(program)
+
+
+def _weight_rounder(
+    program: Program, options: CompileOptions
+) -> "AbstractContextManager[WeightRounder | None]":
+    """Return what rounds weights on samples, where there are samples for it."""
+    if options.precision not in WEIGHT_PRECISIONS or options.calibration_data is None:
+        return nullcontext()
+    from graphopt.numerics.hessians import WeightRounder
+
+    told = options.progress
+    return WeightRounder(
+        program,
+        options.calibration_data,
+        progress=None if told is None else lambda done, what: told(done, done, what),
+    )
 
 
 def as_it_runs(program: Program, target: Target) -> Program:
@@ -348,15 +387,25 @@ def _quantize(
     target: Target,
     options: CompileOptions,
     reports: list[PassReport],
+    original: Sequence[Path],
 ) -> "Quantizer":
     """Quantize ``program`` in place for ``target``; adds to ``reports`` what the passes did."""
     from graphopt.numerics.quantize import Quantizer
     from graphopt.passes.raise_opset import RaiseOpset
 
-    quantizer = Quantizer(program, target, options.calibration_data, tolerance=options.tolerance)
+    told = options.progress
+    quantizer = Quantizer(
+        program,
+        target,
+        options.calibration_data,
+        tolerance=options.tolerance,
+        original=original,
+        # How many there will be is not known: there is always one more.
+        progress=None if told is None else lambda done, what: told(done, done + 1, what),
+    )
     # What the float graph around the conversions would take is nobody's memory: not measured.
-    for make in (RaiseOpset, quantizer.run):
-        pipeline = PassPipeline((make(),), (), options.progress)
+    for make in (lambda: (RaiseOpset(),), quantizer.prepare, quantizer.run):
+        pipeline = PassPipeline(make(), (), options.progress)
         for report in pipeline.run(program):
             report.index = len(reports) + 1
             reports.append(report)

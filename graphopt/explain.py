@@ -11,6 +11,7 @@ from graphopt.units import format_bytes
 
 if TYPE_CHECKING:
     from graphopt.numerics.half import HalfReport
+    from graphopt.numerics.hessians import WeightReport
     from graphopt.numerics.quantize import Quantization
 
 
@@ -21,6 +22,7 @@ def explain_name(
     reports: list[PassReport],
     quantization: "Quantization | None" = None,
     half: "HalfReport | None" = None,
+    rounding: "WeightReport | None" = None,
 ) -> str:
     """Return sentences about the tensor or node called ``name``.
 
@@ -39,6 +41,8 @@ def explain_name(
     if half is not None and name in half.kept:
         reason, detail = half.kept[name]
         lines.append(f"'{name}' stays float32: {reason} {detail}".rstrip())
+    if rounding is not None:
+        lines += about_rounding(name, rounding)
     if lines:
         return "\n".join(lines)
     known = [alias.value for b in plan.buffers for alias in b.values]
@@ -135,5 +139,27 @@ def about_quantization(name: str, quantization: "Quantization") -> list[str]:
         lines.append(
             f"onnxruntime computes it with {kernels.kernels[name]}"
             + (f", not in integers: {why}" if why else "")
+        )
+    return lines
+
+
+def about_rounding(name: str, rounding: "WeightReport") -> list[str]:
+    """Return sentences on how a weight, or that of the product called ``name``, was rounded."""
+    lines = []
+    for weight in rounding.weights:
+        if name != weight.weight and name not in weight.nodes:
+            continue
+        if weight.detail:
+            lines.append(f"'{weight.weight}' is rounded by {weight.method}: {weight.detail}")
+            continue
+        others = ", ".join(
+            f"{method} {decibels:.1f}"
+            for method, decibels in weight.sqnr_db.items()
+            if method != weight.method
+        )
+        lines.append(
+            f"'{weight.weight}' is rounded by {weight.method}: the product is "
+            f"{weight.sqnr_db[weight.method]:.1f} dB from the float one on {rounding.samples} "
+            f"samples ({others})"
         )
     return lines

@@ -11,14 +11,18 @@ from graphopt.limits import MemoryLimit
 from graphopt.numerics.compare import Tolerance
 from graphopt.pipeline.base import Pass
 from graphopt.pipeline.options import near_miss
-from graphopt.quantization.precisions import WEIGHT_PRECISIONS, WEIGHT_SQNR_DB
+from graphopt.quantization.precisions import (
+    CALIBRATED_WEIGHTS,
+    WEIGHT_PRECISIONS,
+    WEIGHT_SQNR_DB,
+)
 from graphopt.targets.schema import Target
 
 Progress = Callable[[int, int, str], None]
 
-# Precisions that are chosen on samples; int8 needs them.
+# Precisions that are chosen on samples; int8 needs them, the others lose less with them.
 HALF_PRECISIONS = ("fp16", "bf16")
-_CALIBRATED = ("int8", *HALF_PRECISIONS)
+_CALIBRATED = ("int8", *HALF_PRECISIONS, *CALIBRATED_WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,13 @@ class CompileOptions:
             raise OptionError(
                 "option-type", f"verify is {self.verify!r}, expected True, False or a Tolerance"
             )
+        if isinstance(self.verify, Tolerance):
+            _refuse_metric(self.verify, self.precision)
         if self.calibration_data is not None and self.precision not in _CALIBRATED:
             raise OptionError(
                 "calibration-unused",
                 "calibration_data is given, and precision asks for nothing that needs it",
-                hint="say precision='int8' or 'fp16', or leave calibration_data out",
+                hint="say precision='int8', 'int4-weights' or 'fp16', or leave it out",
             )
         if self.precision == "int8" and self.calibration_data is None:
             raise OptionError(
@@ -85,6 +91,8 @@ class CompileOptions:
         if not self.verify:
             return None
         stated = self.verify if isinstance(self.verify, Tolerance) else Tolerance()
+        if stated.metric is not None:
+            return stated
         if stated.sqnr_db is None and self.precision in WEIGHT_PRECISIONS:
             return replace(stated, sqnr_db=WEIGHT_SQNR_DB[self.precision])
         return stated
@@ -112,6 +120,16 @@ def options_from(keywords: Mapping[str, Any]) -> CompileOptions:
                 hint=near_miss(name, known, "help(graphopt.compile)"),
             )
     return CompileOptions(**keywords)
+
+
+def _refuse_metric(tolerance: Tolerance, precision: Any) -> None:
+    """Refuse a metric where nothing is chosen or judged by it."""
+    if tolerance.metric is not None and precision not in ("int8", *WEIGHT_PRECISIONS):
+        raise UnsupportedError(
+            "metric-precision",
+            f"precision={precision!r} is not judged by a metric, but by rtol or decibels",
+            hint="metric serves 'int8', 'int8-weights' and 'int4-weights'; use sqnr_db or rtol",
+        )
 
 
 def _refuse_unserved(options: CompileOptions) -> None:

@@ -22,6 +22,7 @@ REGISTRY: dict[str, str] = {
     ),
     "eliminate-dead-nodes": "graphopt.passes.eliminate_dead_nodes:EliminateDeadNodes",
     "eliminate-identity": "graphopt.passes.eliminate_identity:EliminateIdentity",
+    "equalize-channels": "graphopt.passes.equalize_channels:EqualizeChannels",
     "fix-dimensions": "graphopt.passes.fix_dimensions:FixDimensions",
     "fold-batch-norm": "graphopt.passes.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "graphopt.passes.fold_constants:FoldConstants",
@@ -40,6 +41,7 @@ REGISTRY: dict[str, str] = {
     "raise-opset": "graphopt.passes.raise_opset:RaiseOpset",
     "reorder-for-peak": "graphopt.passes.reorder_for_peak:ReorderForPeak",
     "sort-nodes": "graphopt.passes.sort_nodes:SortNodes",
+    "split-products": "graphopt.passes.split_products:SplitProducts",
     "strip-metadata": "graphopt.passes.strip_metadata:StripMetadata",
 }
 

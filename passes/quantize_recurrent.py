@@ -15,6 +15,7 @@ from graphopt.quantization.recurrent import gate_scales, transposed_integers
 from graphopt.quantization.weights import WeightScheme
 
 DOMAIN = "com.microsoft"
+RECURRENT = ("GRU", "LSTM", "RNN")
 # Where LSTM has what stands behind its weights, and where the scales of the weights follow.
 _PLAIN_INPUTS = 8
 _WEIGHTS = (1, 2)
@@ -63,15 +64,7 @@ class QuantizeRecurrent(Pass):
     def call(self, model: ir.Model) -> PassResult:
         """Quantize the recurrent layers of ``model``."""
         edit = Edit(self, model)
-        layers = []
-        for node in nodes_of(model):
-            if not is_onnx(node, "GRU", "LSTM", "RNN"):
-                continue
-            reason = self._refusal(node)
-            if reason:
-                edit.skip(reason, node)
-            else:
-                layers.append(node)
+        layers = self.layers_of(model, edit)
         weights: dict[ir.Value, list[ir.Value]] = {}
         for node in layers:
             self._rewrite(edit, node, weights)
@@ -81,9 +74,22 @@ class QuantizeRecurrent(Pass):
             model.graph.opset_imports.setdefault(DOMAIN, 1)
         return edit.result()
 
+    def layers_of(self, model: ir.Model, edit: Edit | None = None) -> list[ir.Node]:
+        """Return the layers of ``model`` that become integer; the others go to ``edit``."""
+        layers = []
+        for node in nodes_of(model):
+            if not is_onnx(node, *RECURRENT):
+                continue
+            reason = self._refusal(node)
+            if not reason:
+                layers.append(node)
+            elif edit is not None:
+                edit.skip(reason, node)
+        return layers
+
     def _refusal(self, node: ir.Node) -> str:
         name = node.name or ""
-        if any(fnmatchcase(name, entry) or entry == node.op_type for entry in self.keep):
+        if any(entry in (name, node.op_type) or fnmatchcase(name, entry) for entry in self.keep):
             return "kept"
         if node.op_type != "LSTM":
             return "no-operator"

@@ -9,6 +9,7 @@ from graphopt.errors import OptionError
 from graphopt.passes._edit import Edit
 from graphopt.pipeline.base import Pass, PassResult
 from graphopt.quantization.block_weights import BlockScheme
+from graphopt.quantization.reconstruction import Reconstruction, reconstruction_of
 from graphopt.quantization.weight_emission import emit_weights
 from graphopt.quantization.weight_only import WeightPlan, choose
 
@@ -26,6 +27,8 @@ class QuantizeWeights(Pass):
            Where a product reads the same matrix, both read the same integers.
         3. With 8 bits, ``Conv`` and ``ConvTranspose`` get a ``DequantizeLinear`` in front of the
            weights, one scale for each output channel. With ``form=standard``, so do products.
+        4. With ``form=nf4``, products become ``com.microsoft::MatMulBnb4``, which reads places in
+           a fixed table of 16 values that are not evenly spaced.
 
     Leaves alone:
         1. ``kept``: ``keep`` names the node, its weight or its operator.
@@ -39,7 +42,7 @@ class QuantizeWeights(Pass):
         8. ``read-elsewhere``: somebody needs the floats, so integers would come on top.
         9. ``not-smaller``: scales and filled-up blocks outweigh what the integers save.
         10. ``widened-at-run``: the float copy that each run makes is larger than what all weights
-            behind a ``DequantizeLinear`` save. Not with ``form=standard``.
+            behind a ``DequantizeLinear``, or with ``form=nf4``, save. Not with ``form=standard``.
 
     Preserves:
         Names, types and shapes of all activations. Numbers change by the rounding of the weights,
@@ -56,7 +59,13 @@ class QuantizeWeights(Pass):
         keep: Names of nodes or weights, globs, or operator types to leave alone.
         form: ``fused``: the operators of onnxruntime. ``standard``: ``DequantizeLinear`` only. It
             is computed in each run, so the float copy of one weight at a time is in memory, unless
-            the runtime fuses it; onnxruntime does for ``MatMul`` and plain ``Gemm``.
+            the runtime fuses it; onnxruntime does for ``MatMul`` and plain ``Gemm``. ``nf4``: the
+            table; each run makes a float copy of one weight at a time, and ``symmetric`` and
+            ``method`` say nothing.
+        reconstruct: Products get the weights that were rounded for the inputs seen on samples, by
+            the method with the smallest measured error, ``gptq``, ``hqq`` or ``mse``; ``method`` is
+            for the weights that no product reads. Set by a precision with ``calibration_data``;
+            not with ``form=nf4``.
         accuracy_level: What ``MatMulNBits`` may round its other factor to: 4 allows 8-bit integers
             in blocks, for which processors have fast kernels; 1 keeps 32-bit floats, and
             onnxruntime then makes a float copy of 8-bit weights in each run. 0 leaves the choice
@@ -85,6 +94,15 @@ class QuantizeWeights(Pass):
     keep: tuple[str, ...] = ()
     form: str = "fused"
     accuracy_level: int = 4
+    reconstruct: bool = False
+
+    @property
+    def plan(self) -> WeightPlan:
+        """What is asked."""
+        if self.reconstruct and self.form == "nf4":
+            raise OptionError("weight-scheme", "reconstruct has no form for form=nf4")
+        scheme = BlockScheme(self.bits, self.block, self.symmetric, self.method)
+        return WeightPlan(scheme, self.form, self.min_elements, self.keep)
 
     def call(self, model: ir.Model) -> PassResult:
         """Store the weights of ``model`` in few bits."""
@@ -92,10 +110,22 @@ class QuantizeWeights(Pass):
             raise OptionError(
                 "weight-scheme", f"accuracy_level is {self.accuracy_level}, expected 0 to 4"
             )
-        scheme = BlockScheme(self.bits, self.block, self.symmetric, self.method)
-        choice = choose(model, WeightPlan(scheme, self.form, self.min_elements, self.keep))
+        choice = choose(model, self.plan)
         edit = Edit(self, model)
         for node, (reason, detail) in choice.reasons.items():
             edit.skip(reason, node, detail)
-        emit_weights(edit, choice, self.accuracy_level)
+        emit_weights(edit, choice, self.accuracy_level, self._made(model))
         return edit.result()
+
+    def _made(self, model: ir.Model) -> Reconstruction | None:
+        """Return the weights that were rounded on samples."""
+        if not self.reconstruct:
+            return None
+        made = reconstruction_of(model)
+        if made is None:
+            raise OptionError(
+                "calibration-missing",
+                "reconstruct needs samples, and the weights were not rounded on any",
+                hint="compile with precision='int4-weights' and calibration_data",
+            )
+        return made

@@ -75,7 +75,7 @@ def test_a_target_without_kernels_refuses() -> None:
 
 def test_calibration_data_that_nothing_needs_is_refused() -> None:
     with pytest.raises(graphopt.OptionError) as caught:
-        graphopt.compile(language_head(), precision="int4-weights", calibration_data=[{}])
+        graphopt.compile(language_head(), calibration_data=[{}])
     assert caught.value.code == "calibration-unused"
 
 

@@ -30,6 +30,8 @@ _DEFAULTS: dict[str, Any] = {
     "verify": True,
     "verify_each": False,
     "rtol": None,
+    "metric": None,
+    "max_drop": None,
     "seed": 0,
     "trust": False,
     "dry_run": False,
@@ -68,7 +70,7 @@ def merge_config(options: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _expected_type(key: str) -> type:
     default = _DEFAULTS[key]
-    if key == "rtol":
+    if key in ("rtol", "max_drop"):
         return float
     if key == "external_data":
         return bool

@@ -71,7 +71,9 @@ def compile_(
     target: TargetOption = "cpu",
     precision: Annotated[
         str | None,
-        typer.Option("-p", "--precision", help="int8, int8-weights, int4-weights, fp16 or bf16."),
+        typer.Option(
+            "-p", "--precision", help="int8, int8-weights, int4-weights, nf4-weights, fp16 or bf16."
+        ),
     ] = None,
     calibration: Annotated[
         str | None,
@@ -123,6 +125,17 @@ def compile_(
         float | None,
         typer.Option("--rtol", help="Accepted error, as a part of an output's scale."),
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            "--metric",
+            metavar="FILE.py:FUNCTION",
+            help="Judge a quantized result by function(run), higher is better: runs your code.",
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option("--max-drop", help="How far the metric may fall.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the samples.")] = 0,
     trust: TrustOption = False,
     dry_run: Annotated[
@@ -158,6 +171,8 @@ def compile_(
             "verify": verify,
             "verify_each": verify_each,
             "rtol": rtol,
+            "metric": metric,
+            "max_drop": max_drop,
             "seed": seed,
             "trust": trust,
             "dry_run": dry_run,

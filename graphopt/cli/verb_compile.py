@@ -1,8 +1,11 @@
 """``graphopt compile``."""
 
-from collections.abc import Mapping
+import contextlib
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphopt.cli.common import (
     Loaded,
@@ -17,6 +20,9 @@ from graphopt.cli.config import config_to_toml, merge_config
 from graphopt.cli.outcome import print_json
 from graphopt.errors import OptionError
 from graphopt.result import CompileResult
+
+if TYPE_CHECKING:
+    from graphopt.numerics.compare import Tolerance
 
 
 def run_compile(
@@ -56,13 +62,9 @@ def run_compile(
 
 def _compile(options: Mapping[str, Any]) -> CompileResult:
     from graphopt.compiler import compile_model
-    from graphopt.numerics.compare import Tolerance
     from graphopt.options import CompileOptions
 
     loaded = Loaded(options["model"])
-    verify: bool | Tolerance = options["verify"]
-    if options["rtol"] is not None and verify:
-        verify = Tolerance(rtol=options["rtol"])
     passes = options["passes"]
     return compile_model(
         loaded.model,
@@ -76,7 +78,7 @@ def _compile(options: Mapping[str, Any]) -> CompileResult:
             memory_limit=parse_limits(options["memory_limit"]),
             passes=None if passes is None else passes.split(),
             skip_passes=tuple(options["skip_pass"]),
-            verify=verify,
+            verify=_tolerance(options),
             verify_each=options["verify_each"],
             dump_dir=options["dump"],
             seed=options["seed"],
@@ -84,3 +86,36 @@ def _compile(options: Mapping[str, Any]) -> CompileResult:
             trust=options["trust"],
         ),
     )
+
+
+def _to_stderr(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function`` with what it prints kept out of the results."""
+
+    def call(*arguments: Any) -> Any:
+        with contextlib.redirect_stdout(sys.stderr):
+            return function(*arguments)
+
+    inner = function.func if isinstance(function, partial) else function
+    call.__name__ = str(getattr(inner, "__name__", type(inner).__name__))
+    return call
+
+
+def _tolerance(options: Mapping[str, Any]) -> "bool | Tolerance":
+    """Return what ``--no-verify``, ``--rtol``, ``--metric`` and ``--max-drop`` ask for."""
+    from graphopt.numerics.compare import Tolerance
+
+    stated = {name: options[name] for name in ("rtol", "max_drop") if options[name] is not None}
+    if options["metric"] is not None:
+        from graphopt.frontends.factory import load_function
+
+        if not options["verify"]:
+            raise OptionError(
+                "metric-options",
+                "--metric measures the result, and --no-verify asks for no measurement",
+                hint="leave one of them out",
+            )
+        note(f"running the code of '{options['metric']}' to judge models by it")
+        stated["metric"] = _to_stderr(load_function(options["metric"]))
+    if not options["verify"]:
+        return False
+    return Tolerance(**stated) if stated else True

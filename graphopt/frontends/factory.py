@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, cast
@@ -51,6 +52,19 @@ def is_factory(text: str) -> bool:
     return text.endswith(".py") or _SPEC.fullmatch(text) is not None
 
 
+def load_function(spec: str) -> Callable[..., Any]:
+    """Import the module that ``spec`` names, return the function in it, its keywords bound.
+
+    Raises:
+        OptionError: the text names no function, or importing its module fails.
+    """
+    found = _parsed(spec)
+    keywords = _literals(spec, found["arguments"])
+    with contextlib.redirect_stdout(sys.stderr), _kept_path():
+        function = _imported(found["place"], found["name"])
+    return partial(function, **keywords) if keywords else function
+
+
 def load_factory(spec: str) -> FactoryModel:
     """Import the module that ``spec`` names, call the function in it, return what it built.
 
@@ -65,6 +79,22 @@ def load_factory(spec: str) -> FactoryModel:
     Raises:
         OptionError: the text names no function, or the function fails or returns something else.
     """
+    found = _parsed(spec)
+    place, name = found["place"], found["name"]
+    keywords = _literals(spec, found["arguments"])
+    with contextlib.redirect_stdout(sys.stderr), _kept_path():
+        factory = _imported(place, name)
+        _check_keywords(factory, keywords, name)
+        result = _run(f"'{name}' of {place}", lambda: factory(**keywords))
+    return _as_model(result, spec)
+
+
+def _imported(place: str, name: str) -> Callable[..., Any]:
+    module = _file_module(place) if place.endswith(".py") else _dotted_module(place)
+    return _function(module, name, place)
+
+
+def _parsed(spec: str) -> re.Match[str]:
     found = _SPEC.fullmatch(spec)
     if found is None:
         missing = spec.endswith(".py")
@@ -73,14 +103,7 @@ def load_factory(spec: str) -> FactoryModel:
             f"'{spec}' names a file, but no function in it" if missing else f"no factory: '{spec}'",
             hint=f"write {spec}:function" if missing else f"write {_FORM}",
         )
-    place, name = found["place"], found["name"]
-    keywords = _literals(spec, found["arguments"])
-    with contextlib.redirect_stdout(sys.stderr), _kept_path():
-        module = _file_module(place) if place.endswith(".py") else _dotted_module(place)
-        factory = _function(module, name, place)
-        _check_keywords(factory, keywords, name)
-        result = _run(f"'{name}' of {place}", lambda: factory(**keywords))
-    return _as_model(result, spec)
+    return found
 
 
 def _literals(spec: str, arguments: str | None) -> dict[str, Any]:

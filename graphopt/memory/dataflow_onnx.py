@@ -13,7 +13,8 @@ of the graph. Rules:
 4. ``If``, ``Loop`` and ``Scan``: the arena that a body needs is scratch of the node. The body of an
    ``If`` writes its results straight into the outputs of the node; a loop also needs room for the
    carried values it reads and writes in one iteration.
-5. A value without a known size is listed as not planned with its reason; its bytes are in no
+5. What a kernel takes while it runs (``scratch_facts``) is scratch of its node, too.
+6. A value without a known size is listed as not planned with its reason; its bytes are in no
    figure.
 """
 
@@ -32,6 +33,7 @@ from graphopt.ir.program import (
     is_onnx,
     outer_reads,
 )
+from graphopt.ir.scratch_facts import kernel_scratch
 from graphopt.memory.dataflow import Dataflow, DataValue, NotPlanned, Role, Step
 from graphopt.memory.sizes import Sizes, UnknownSizeError
 
@@ -192,7 +194,7 @@ class _Builder:
                     f"a branch of '{node.name}' cannot run at these sizes and is left out: {reason}"
                 )
         if not bodies:
-            return 0, ""
+            return kernel_scratch(node)
         arenas = [self._body_arena(node, body) for body in bodies]
         return max(arenas), f"largest of {len(bodies)} bodies" if len(bodies) > 1 else "body"
 

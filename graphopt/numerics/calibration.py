@@ -6,25 +6,26 @@ histogram of fixed size and hands only those over. Under a byte cap the values a
 several runs per sample. Samples may differ in shape.
 """
 
-import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
-from graphopt.backends.emit_onnx import emit_onnx
+from graphopt.backends.emit_onnx import emit_for_child
 from graphopt.errors import OptionError
-from graphopt.ir.dims import evaluate, symbols_of
-from graphopt.ir.program import Program, dims_of
+from graphopt.ir.program import Program
 from graphopt.isolation import Worker
 from graphopt.numerics.feeds import Feed
+from graphopt.numerics.value_bytes import grouped, observed_together
 from graphopt.numerics.verify import user_feeds
 from graphopt.quantization.description import Description
+from graphopt.quantization.equalization import FACTS_KEY, Divided, regions
 from graphopt.quantization.histogram import Histogram
 from graphopt.quantization.placement import observed_values
 from graphopt.quantization.ranges import METHODS, Scheme, range_of
@@ -68,14 +69,16 @@ class Calibration:
                 f"no calibration method is called '{method}'",
                 hint=f"use one of {', '.join(METHODS)}",
             )
-        ranges, means = {}, {}
+        ranges, means, maxima = {}, {}, {}
         for name, histogram in self.histograms.items():
             if histogram.not_finite or not histogram.elements:
                 continue
             ranges[name] = range_of(histogram, method, scheme, gated=name in self.gated)
             if histogram.channel_sums is not None and histogram.channel_count:
                 means[name] = histogram.channel_sums / histogram.channel_count
-        return Description(ranges, means, self.samples, method)
+            if histogram.channel_lows is not None and histogram.channel_highs is not None:
+                maxima[name] = np.maximum(-histogram.channel_lows, histogram.channel_highs)
+        return Description(ranges, means, self.samples, method, maxima)
 
 
 def calibrate(
@@ -105,15 +108,16 @@ def calibrate(
     with tempfile.TemporaryDirectory(prefix="graphopt-calibrate-") as folder, Worker() as worker:
         path = Path(folder) / "model.onnx"
         # Weights in the model file would be read, and copied for the outputs that are added to it.
-        data_files = emit_onnx(program, path, external_data=True)[1:]
-        for sample in samples_of(data):
-            feed = user_feeds(program, sample)[0]
-            for group in _groups(program, values, feed, observed_bytes):
-                _observe(worker, [path, *data_files], feed, group, axes, result.histograms)
-            result.samples += 1
-            _keep(result, feed)
-            if progress is not None:
-                progress(result.samples, "calibrate")
+        data_files = emit_for_child(program, path)[1:]
+        feeds = (user_feeds(program, sample)[0] for sample in samples_of(data))
+        for some in observed_together(program, values, feeds):
+            for group in grouped(program, values, some[0], observed_bytes):
+                _observe(worker, [path, *data_files], some, group, axes, result.histograms)
+            for feed in some:
+                result.samples += 1
+                _keep(result, feed)
+                if progress is not None:
+                    progress(result.samples, "calibrate")
     if not result.samples:
         raise OptionError(
             "calibration-empty",
@@ -165,7 +169,7 @@ def _samples_in(folder: Path) -> Iterator[dict[str, Any]]:
 def _observe(
     worker: Worker,
     files: Sequence[Path],
-    feed: Feed,
+    feeds: Sequence[Feed],
     names: Sequence[str],
     axes: Mapping[str, int],
     histograms: dict[str, Histogram],
@@ -173,9 +177,9 @@ def _observe(
     arguments = {
         "model": files[0],
         "data_files": list(files[1:]),
-        "feeds": [feed],
+        "feeds": list(feeds),
         "names": list(names),
-        "extra_outputs": [name for name in names if name not in feed],
+        "extra_outputs": [name for name in names if name not in feeds[0]],
         "channel_axes": {name: axes[name] for name in names if name in axes},
         "optimization": "disabled",
     }
@@ -183,59 +187,59 @@ def _observe(
         histograms.setdefault(name, Histogram()).merge(Histogram(**plain))
 
 
+def recalibrate(program: Program, before: Calibration, operators: frozenset[str]) -> Calibration:
+    """Return what was observed of ``program``, whose channels a pass has evened out.
+
+    Values that the pass left alone are as they were. Of the others, the channels' extremes over all
+    samples follow from those observed; how elements are spread between them is observed again, on
+    the samples that were kept.
+    """
+    divided: dict[str, Divided] = program.model.meta.get(FACTS_KEY, {})
+    values = [v for v in observed_values(program.model, operators) if v.name in divided]
+    names = frozenset(v.name or "" for v in observed_values(program.model, operators))
+    result = replace(before, histograms={})
+    axes = _channel_axes(program.model, operators)
+    with tempfile.TemporaryDirectory(prefix="graphopt-calibrate-") as folder, Worker() as worker:
+        files = emit_for_child(program, Path(folder) / "model.onnx")
+        for feed in before.kept:
+            for group in grouped(program, values, feed, OBSERVED_BYTES):
+                _observe(worker, files, [feed], group, axes, result.histograms)
+    for name, one in divided.items():
+        old = before.histograms.get(one.source)
+        if name in result.histograms and old is not None:
+            _widen(result.histograms[name], old, one.factors)
+    for name, histogram in before.histograms.items():
+        if name in names:
+            result.histograms.setdefault(name, histogram)
+    return result
+
+
+def _widen(histogram: Histogram, old: Histogram, factors: npt.NDArray[np.float64]) -> None:
+    """Give ``histogram`` of divided channels the extremes and sums that all samples have."""
+    if old.channel_lows is None or old.channel_highs is None or old.channel_sums is None:
+        return
+    if len(old.channel_sums) != len(factors):
+        return
+    histogram.channel_lows = old.channel_lows / factors
+    histogram.channel_highs = old.channel_highs / factors
+    histogram.channel_sums = old.channel_sums / factors
+    histogram.channel_count = old.channel_count
+    histogram.low = min(histogram.low, float(histogram.channel_lows.min()))
+    histogram.high = max(histogram.high, float(histogram.channel_highs.max()))
+
+
 def _channel_axes(model: ir.Model, operators: frozenset[str]) -> dict[str, int]:
-    """Return the axis whose means are wanted, for the values that linear nodes read."""
+    """Return the axis of the channels, for the values that linear nodes read or that lead there."""
     axes: dict[str, int] = {}
     for node in model.graph:
         rule = rule_of(node, operators)
         value = node.inputs[0] if node.inputs else None
         if rule is not None and rule.kind == "linear" and value is not None and value.name:
             axes.setdefault(value.name, channel_axis(node))
+    for region in regions(model):
+        for value, axis in region.values.items():
+            axes.setdefault(value.name or "", axis)
     return axes
-
-
-def _groups(
-    program: Program, values: Sequence[ir.Value], feed: Feed, most: int
-) -> Iterator[list[str]]:
-    """Yield the names of values that are observed together: at most ``most`` bytes, or one."""
-    sizes = _sizes(program, feed)
-    group: list[str] = []
-    total = 0
-    for value in values:
-        size = _bytes_of(value, sizes)
-        if group and total + size > most:
-            yield group
-            group, total = [], 0
-        group.append(value.name or "")
-        total += size
-    if group:
-        yield group
-
-
-def _sizes(program: Program, feed: Feed) -> dict[str, int]:
-    """Return the sizes of the symbols that the shapes of ``feed`` settle."""
-    sizes: dict[str, int] = {}
-    for value in program.graph.inputs:
-        dims = dims_of(value)
-        array = feed.get(value.name or "")
-        if dims is None or array is None:
-            continue
-        for dim, size in zip(dims, array.shape, strict=False):
-            names = symbols_of(dim)
-            if len(names) == 1 and str(dim) in names:
-                sizes[str(dim)] = size
-    return sizes
-
-
-def _bytes_of(value: ir.Value, sizes: Mapping[str, int]) -> int:
-    """Return the bytes of ``value``; one of unknown size counts as nothing and is capped apart."""
-    dims = dims_of(value)
-    if dims is None or value.dtype is None:
-        return 0
-    try:
-        return math.prod(evaluate(dim, sizes) for dim in dims) * value.dtype.itemsize.__ceil__()
-    except KeyError:
-        return 0
 
 
 def _keep(result: Calibration, feed: Feed) -> None:

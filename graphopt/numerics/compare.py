@@ -5,12 +5,17 @@ The error of an output is compared with the scale of the reference: ``max |a - b
 infinities equal themselves; a NaN on one side only is an infinite error.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from graphopt.errors import OptionError
+
+Metric = Callable[[Callable[[Any], dict[str, npt.NDArray[Any]]]], float]
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,43 @@ class Tolerance:
         samples: Number of seeded samples, when the user gives none.
         sqnr_db: Accepted signal to quantization noise of a quantized result, in decibels, which is
             then compared by this in place of rtol and atol; None for the default of quantization.
+        metric: ``metric(run)`` returns a number, higher for a better model; ``run(feed)`` returns
+            the outputs of the model under test, by name. A quantized result is then compared by it
+            in place of decibels.
+        max_drop: How far the metric may fall below that of the original; goes with ``metric``.
+
+    Raises:
+        OptionError: ``metric`` and ``max_drop`` do not go together.
     """
 
     rtol: float = 1e-4
     atol: float = 1e-6
     samples: int = 2
     sqnr_db: float | None = None
+    metric: Metric | None = None
+    max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        problem = ""
+        if (self.metric is None) != (self.max_drop is None):
+            missing = "max_drop" if self.max_drop is None else "metric"
+            problem = f"{missing} is missing: metric and max_drop go together"
+        elif self.metric is None or self.max_drop is None:
+            return
+        elif not callable(self.metric):
+            problem = f"metric is {type(self.metric).__name__}, expected a function"
+        elif isinstance(self.max_drop, bool) or not isinstance(self.max_drop, (int, float)):
+            problem = f"max_drop is {self.max_drop!r}, expected a number"
+        elif not (math.isfinite(self.max_drop) and self.max_drop >= 0):
+            problem = f"max_drop is {self.max_drop:g}, expected 0 or more"
+        elif self.sqnr_db is not None:
+            problem = "metric and sqnr_db are both given: one of them is the goal"
+        if problem:
+            raise OptionError(
+                "metric-options",
+                problem,
+                hint="write Tolerance(metric=function, max_drop=0.01)",
+            )
 
     def for_dtype(self, dtype: npt.DTypeLike) -> tuple[float, float]:
         """Return (rtol, atol) for outputs of ``dtype``: never finer than its own rounding.
@@ -60,6 +96,30 @@ class OutputError:
             self.accepted, self.reason = False, other.reason
 
 
+@dataclass(frozen=True)
+class MetricChange:
+    """What a metric of the user's is for two models."""
+
+    name: str
+    before: float
+    after: float
+    max_drop: float
+
+    @property
+    def least(self) -> float:
+        """The smallest accepted value; a difference of rounding is none."""
+        return self.before - self.max_drop - 1e-9 * max(1.0, abs(self.before))
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it fell no further than it may."""
+        return self.after >= self.least
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the change as plain data."""
+        return dict(vars(self))
+
+
 @dataclass
 class Comparison:
     """Two models on the same inputs.
@@ -71,6 +131,7 @@ class Comparison:
         sizes: Sizes of the named dimensions in each sample.
         tolerance: What was accepted.
         reference: What the outputs were compared with.
+        metric: What the user's metric is; it alone then decides.
     """
 
     outputs: list[OutputError]
@@ -79,10 +140,13 @@ class Comparison:
     tolerance: Tolerance
     sizes: list[dict[str, int]] = field(default_factory=list)
     reference: str = "the original model in onnxruntime, optimization off"
+    metric: MetricChange | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether every output is within the tolerance."""
+        """Whether every output is within the tolerance, or the metric of all."""
+        if self.metric is not None:
+            return self.metric.accepted
         return all(output.accepted for output in self.outputs)
 
     @property
@@ -92,6 +156,8 @@ class Comparison:
 
     def _accepted(self) -> dict[str, float]:
         """Return what was accepted, in the measure that was used."""
+        if self.tolerance.max_drop is not None:
+            return {"max_drop": self.tolerance.max_drop}
         if self.tolerance.sqnr_db is not None:
             return {"sqnr_db": self.tolerance.sqnr_db}
         return {"rtol": self.tolerance.rtol, "atol": self.tolerance.atol}
@@ -108,6 +174,7 @@ class Comparison:
             "max_rel_error": self.max_rel_error,
             "tolerance": self._accepted(),
             "passed": self.passed,
+            "metric": None if self.metric is None else self.metric.to_dict(),
             "outputs": [dict(vars(output)) for output in self.outputs],
         }
 

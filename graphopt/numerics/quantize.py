@@ -4,31 +4,41 @@ In: a float program, calibration samples, a target. Out: the program quantized i
 ``Quantization`` that says what was measured and why each node is integer or float.
 
 The accuracy loop: the whole placement is tried with each calibration method and the best is kept.
-While the outputs are below the wanted decibels, nodes are returned to float, the costliest first:
-each group of nodes is quantized alone once, and the noise that it makes at the outputs is its cost
-(noise powers add up while they are small, which is why the groups are not measured by leaving one
-out of a network that is already far off). The shortest prefix of that order that meets the goal is
-found by bisection, then groups with many weights are tried as integers again. The best candidate so
-far is always what is returned.
+Then the same with channels evened out, which is kept where it gains half a decibel: at most five
+ways, so fifteen candidates and five recalibrations, each on the eight samples that are kept. Where
+the goal is met and the weights exceed 64 MiB that is left out.
+
+While the outputs are below the goal (decibels, or a metric of the user's), nodes are returned to
+float, see ``back_off.py``. The best candidate so far is always what is returned.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from graphopt.errors import UnsupportedError, VerificationError
-from graphopt.ir.program import Program
+from graphopt.ir.program import Program, is_onnx
+from graphopt.ir.rewrite import nodes_of
 from graphopt.isolation import Worker
-from graphopt.numerics.calibration import Calibration, calibrate
-from graphopt.numerics.candidates import Candidates, Outputs, emit_mapped, run_plain
-from graphopt.numerics.compare import Comparison, Tolerance
+from graphopt.numerics.back_off import Group, names_of, returned_to_float
+from graphopt.numerics.calibration import Calibration, calibrate, recalibrate
+from graphopt.numerics.candidates import Candidates, Outputs, emit_mapped, run_samples
+from graphopt.numerics.compare import Comparison, MetricChange, Tolerance
+from graphopt.numerics.goals import Goal, Score, check_metric, measured, metric_change
 from graphopt.numerics.sqnr import DEFAULT_SQNR_DB, compare_by_sqnr, sqnr_db, worst
+from graphopt.numerics.value_bytes import working_bytes
+from graphopt.passes.equalize_channels import EqualizeChannels
 from graphopt.passes.insert_qdq import InsertQdq
+from graphopt.passes.quantize_recurrent import RECURRENT, QuantizeRecurrent
+from graphopt.pipeline.base import Pass
+from graphopt.pipeline.options import pass_to_text
 from graphopt.quantization.description import META_KEY, Description, Plan, plan_for
+from graphopt.quantization.equalization import FACTS_KEY, Divided
 from graphopt.quantization.kernels import KernelReport
 from graphopt.quantization.placement import place
 from graphopt.targets.schema import Target
@@ -36,7 +46,18 @@ from graphopt.targets.schema import Target
 # Tried in this order; the first of equals is kept.
 AUTOMATIC_METHODS = ("mse", "min-max", "percentile")
 MOST_GROUPS = 48
-MOST_TAKEN_BACK = 10
+# Ways to even out channels. First those that cost the model nothing, then with products in front of
+# linear nodes whose largest channel is four times the middle one.
+EQUALIZERS = (
+    EqualizeChannels(alpha=0.5),
+    EqualizeChannels(alpha=0.75),
+    EqualizeChannels(),
+    EqualizeChannels(alpha=0.5, insert=4.0),
+    EqualizeChannels(alpha=0.75, insert=4.0),
+)
+# What must be gained for it: less may be chance on the few samples that are kept.
+LEAST_GAIN_DB = 0.5
+ALWAYS_EQUALIZED_BYTES = 64 << 20
 
 Progress = Callable[[int, str], None]
 
@@ -57,6 +78,8 @@ class Quantization:
         reasons: Why each other node that has a rule is float: name -> (code, detail).
         kernels: What the runtime made of each node that was placed as integer.
         layers: Decibels of the value that each integer node makes.
+        equalized: Option string of the pass that evened out channels, "" for none.
+        metric: What the user's metric is for the original and for the result; None without one.
     """
 
     activation: str
@@ -70,6 +93,8 @@ class Quantization:
     reasons: dict[str, tuple[str, str]] = field(default_factory=dict)
     kernels: KernelReport | None = None
     layers: dict[str, float] = field(default_factory=dict)
+    equalized: str = ""
+    metric: MetricChange | None = None
 
     @property
     def worst_db(self) -> float:
@@ -83,6 +108,7 @@ class Quantization:
         plain["returned"] = list(self.returned)
         plain["reasons"] = {k: {"reason": r, "detail": d} for k, (r, d) in self.reasons.items()}
         plain["kernels"] = None if self.kernels is None else self.kernels.to_dict()
+        plain["metric"] = None if self.metric is None else self.metric.to_dict()
         return plain
 
 
@@ -115,22 +141,53 @@ def scheme_for(target: Target) -> Plan:
     return plan_for(scheme)
 
 
-def _names(groups: Sequence[tuple[str, ...]]) -> frozenset[str]:
-    return frozenset(name for group in groups for name in group)
+@dataclass(frozen=True)
+class _Chosen:
+    """Ranges of activations, and the pass that evens out channels before they hold."""
+
+    description: Description
+    decibels: dict[str, float]
+    equalizer: EqualizeChannels | None = None
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    return sum(_bytes_of(value) for value in model.graph.initializers.values())
 
 
 def _bytes_of(value: ir.Value) -> int:
     return 0 if value.const_value is None else value.const_value.nbytes
 
 
+def _weight_of(node: ir.Node) -> int:
+    return sum(_bytes_of(value) for value in node.inputs[1:3] if value is not None)
+
+
+class _Trial:
+    """Measures what is float for ``back_off.returned_to_float``."""
+
+    def __init__(self, quantizer: "Quantizer", description: Description) -> None:
+        self._quantizer = quantizer
+        self._description = description
+
+    def met(self, keep_float: frozenset[str], what: str) -> bool:
+        """Return whether the goal is met with ``keep_float`` in float."""
+        return self._quantizer.try_out(self._description, keep_float, what)
+
+    def decibels(self, keep_float: frozenset[str], what: str) -> float:
+        """Return the decibels of the worst output with ``keep_float`` in float."""
+        return self._quantizer.decibels_of(self._description, keep_float, what)
+
+
 class Quantizer:
-    """Quantizes one program.
+    """Quantizes one program: ``prepare``, then ``run``.
 
     Args:
-        program: The float program, opset 13 or later; ``run`` changes nothing but its meta data.
+        program: The float program, opset 13 or later; only its meta data are changed here, the
+            passes that are returned do the rest.
         target: What the result is for.
         data: Calibration samples.
-        tolerance: Its ``sqnr_db`` is the goal; None for the default.
+        tolerance: Its ``metric`` or ``sqnr_db`` is the goal; None for the default.
+        original: The files of the model as it came in, the model first; a metric needs them.
         methods: Calibration methods to try.
         progress: Told (how many, what).
     """
@@ -142,6 +199,7 @@ class Quantizer:
         data: Any,
         *,
         tolerance: Tolerance | None = None,
+        original: Sequence[Path] = (),
         methods: Sequence[str] = AUTOMATIC_METHODS,
         progress: Progress | None = None,
     ) -> None:
@@ -152,38 +210,86 @@ class Quantizer:
         self.methods = methods
         self.store_kept = False
         self.progress = progress
-        goal = None if tolerance is None else tolerance.sqnr_db
-        self.tolerance = Tolerance(sqnr_db=DEFAULT_SQNR_DB if goal is None else goal)
+        self.original = tuple(original)
+        self.tolerance = tolerance or Tolerance()
+        if self.tolerance.metric is None and self.tolerance.sqnr_db is None:
+            self.tolerance = replace(self.tolerance, sqnr_db=DEFAULT_SQNR_DB)
+        self.goal = Goal(self.tolerance.sqnr_db or 0.0)
         self.report = Quantization(
             activation=self.plan.activation.dtype,
             weight="int8",
-            wanted_db=self.tolerance.sqnr_db or 0.0,
+            wanted_db=self.goal.sqnr_db,
         )
+        self._best: Score | None = None
+        self._has_recurrent = any(is_onnx(n, *RECURRENT) for n in nodes_of(program.model))
 
-    def run(self) -> InsertQdq:
-        """Return the pass that quantizes the program as was found best; fills ``report``."""
+    def prepare(self) -> tuple[EqualizeChannels, ...]:
+        """Calibrate and choose the ranges.
+
+        Returns:
+            The pass that evens out channels, where that pays; to be run before ``run`` is called.
+        """
         calibration = calibrate(
             self.program, self.data, self.plan.operators, progress=self.progress
         )
         self.kept = calibration.kept
         self.report.samples = calibration.samples
-        with tempfile.TemporaryDirectory(prefix="graphopt-quantize-") as folder, Worker() as worker:
-            self.candidates = Candidates(self.program, self.kept, worker, Path(folder))
-            description = self._best_method(calibration)
-            self.program.model.meta[META_KEY] = description
+        with self._candidates():
+            chosen = self._best_method(calibration)
+            self._measure_original()
+            met = worst(chosen.decibels) >= self.goal.sqnr_db and self.tolerance.metric is None
+            if not met or _weight_bytes(self.program.model) <= ALWAYS_EQUALIZED_BYTES:
+                chosen = self._equalized(calibration, chosen)
+        self._chosen = chosen
+        self.report.method = chosen.description.method
+        if chosen.equalizer is None:
+            return ()
+        self.report.equalized = pass_to_text(chosen.equalizer)
+        # It carries the magnitudes of channels, which the factors follow from.
+        self.program.model.meta[META_KEY] = self._observed
+        return (chosen.equalizer,)
+
+    def run(self) -> tuple[Pass, ...]:
+        """Return the passes that quantize the program as was found best; fills ``report``."""
+        description = self._chosen.description
+        self.program.model.meta[META_KEY] = description
+        with self._candidates():
+            if self.tolerance.metric is None:
+                self._keep(Score(self._chosen.decibels), frozenset())
+            else:
+                self.try_out(description, frozenset(), "everything")
             self._back_off(description)
             self._explain(description)
-        return self.pass_for(frozenset(self.report.returned))
+        return self.passes_for(frozenset(self.report.returned))
+
+    @contextmanager
+    def _candidates(self) -> Iterator[None]:
+        """Keep a child, and a folder for the files of candidates of the program as it is."""
+        with tempfile.TemporaryDirectory(prefix="graphopt-quantize-") as folder, Worker() as worker:
+            self.candidates = Candidates(self.program, self.kept, worker, Path(folder))
+            yield
 
     def forget(self) -> None:
-        """Take the description out of the program once the pass has used it."""
-        self.program.model.meta.pop(META_KEY, None)
+        """Take out of the program what the passes have used."""
+        for key in (META_KEY, FACTS_KEY):
+            self.program.model.meta.pop(key, None)
+        Candidates.forget(self.program)
 
-    def pass_for(self, keep_float: frozenset[str]) -> InsertQdq:
-        """Return the pass for the target that leaves ``keep_float`` alone."""
+    def _measure_original(self) -> None:
+        """Measure the metric of the model as it came in, and set the goal by it."""
+        metric = self.tolerance.metric
+        if metric is None:
+            return
+        before = measured(metric, self.program, self.candidates.worker, self.original)
+        self.report.metric = metric_change(self.tolerance, before, before)
+        self.goal = Goal(0.0, self.report.metric.least)
+
+    def passes_for(self, keep_float: frozenset[str]) -> tuple[Pass, ...]:
+        """Return the passes for the target that leave ``keep_float`` alone, in order."""
         scheme = self.target.quantization
         assert scheme is not None, "refused before"
-        return InsertQdq(
+        keep = tuple(sorted(keep_float))
+        insert = InsertQdq(
             activation=scheme.activation,
             symmetric=scheme.symmetric_activation,
             per_channel=scheme.per_channel,
@@ -191,118 +297,166 @@ class Quantizer:
             quantize_results=scheme.quantize_results,
             integer_bias=scheme.integer_bias,
             operators=scheme.operators,
-            keep_float=tuple(sorted(keep_float)),
+            keep_float=keep,
             store_kept=self.store_kept,
         )
+        if not scheme.dynamic_recurrent or not self._has_recurrent:
+            return (insert,)
+        return QuantizeRecurrent(reduce_range=scheme.reduce_range, keep=keep), insert
 
-    def _best_method(self, calibration: Calibration) -> Description:
-        best: tuple[float, Description] | None = None
+    def _best_method(self, calibration: Calibration) -> _Chosen:
+        """Return the ranges with which everything in integers loses least."""
+        found = []
         for method in self.methods:
             description = calibration.describe(method, self.plan.activation)
-            found = self._try(description, frozenset(), f"everything, ranges by {method}")
-            if best is None or found > best[0]:
-                best = found, description
-        assert best is not None, "there is a method"
-        self.report.method = best[1].method
-        return best[1]
+            what = f"everything, ranges by {method}"
+            found.append(_Chosen(description, self._decibels(description, what)))
+        return max(found, key=lambda one: worst(one.decibels))
 
-    def _try(self, description: Description, keep_float: frozenset[str], what: str) -> float:
+    def _equalized(self, calibration: Calibration, best: _Chosen) -> _Chosen:
+        """Return the best way to even out channels, or ``best`` where none gains enough."""
+        self._observed = calibration.describe("min-max", self.plan.activation)
+        # A product in front of a node must gain as much again as what costs the model nothing.
+        for inserts in (False, True):
+            found = [
+                one
+                for equalizer in EQUALIZERS
+                if bool(equalizer.insert) is inserts
+                for one in self._tried_after(equalizer, calibration)
+            ]
+            first = max(found, key=lambda one: worst(one.decibels), default=best)
+            if worst(first.decibels) >= worst(best.decibels) + LEAST_GAIN_DB:
+                best = first
+        return best
+
+    def _tried_after(
+        self, equalizer: EqualizeChannels, calibration: Calibration
+    ) -> Iterator[_Chosen]:
+        """Yield the ranges by every method once ``equalizer`` has evened out channels."""
+        model = self.program.model.clone()
+        model.meta[META_KEY] = self._observed
+        equalizer(model)
+        divided: dict[str, Divided] = model.meta[FACTS_KEY]
+        inserted = any(one.source != name for name, one in divided.items())
+        if not divided or inserted is not bool(equalizer.insert):
+            return
+        copy = Program(model, dict(self.program.bounds), self.program.source)
+        after = recalibrate(copy, calibration, self.plan.operators)
+        for method in self.methods:
+            description = after.describe(method, self.plan.activation)
+            what = f"everything, ranges by {method}, after {pass_to_text(equalizer)}"
+            decibels = self._decibels(description, what, equalizer)
+            yield _Chosen(description, decibels, equalizer)
+
+    def _decibels(
+        self, description: Description, what: str, equalizer: EqualizeChannels | None = None
+    ) -> dict[str, float]:
+        """Return the decibels of everything in integers."""
+        outputs = self._outputs(description, frozenset(), equalizer)
+        decibels = sqnr_db(self.candidates.expected, outputs)
+        self._tell(what, worst(decibels))
+        return decibels
+
+    def decibels_of(self, description: Description, keep_float: frozenset[str], what: str) -> float:
         """Return the decibels of the worst output with ``keep_float`` in float."""
-        decibels = sqnr_db(self.candidates.expected, self._outputs(description, keep_float))
-        value = worst(decibels)
-        self.report.tried.append((what, value))
-        if self.progress is not None:
-            self.progress(len(self.report.tried), "measure")
-        if not self.report.sqnr_db or value > self.report.worst_db:
-            self.report.sqnr_db, self.report.returned = decibels, tuple(sorted(keep_float))
+        outputs = self._outputs(description, keep_float)
+        value = worst(sqnr_db(self.candidates.expected, outputs))
+        self._tell(what, value)
         return value
 
-    def _outputs(self, description: Description, keep_float: frozenset[str]) -> list[Outputs]:
+    def _tell(self, what: str, decibels: float) -> None:
+        self.report.tried.append((what, decibels))
+        if self.progress is not None:
+            self.progress(len(self.report.tried), "measure")
+
+    def try_out(self, description: Description, keep_float: frozenset[str], what: str) -> bool:
+        """Return whether the goal is met with ``keep_float`` in float; remember the best."""
+        outputs = self._outputs(description, keep_float)
+        decibels = sqnr_db(self.candidates.expected, outputs)
+        value = None
+        if self.tolerance.metric is not None:
+            value = self._metric()
+            what = f"{what}: metric {value:.6g}"
+        self._tell(what, worst(decibels))
+        score = Score(decibels, value)
+        if self._best is None or score.rank > self._best.rank:
+            self._keep(score, keep_float)
+        return self.goal.met(score)
+
+    def _metric(self) -> float:
+        """Return the metric of the candidate that was run last."""
+        assert self.tolerance.metric is not None, "the caller asked"
+        candidates = self.candidates
+        return measured(self.tolerance.metric, self.program, candidates.worker, candidates.files)
+
+    def _keep(self, score: Score, keep_float: frozenset[str]) -> None:
+        self._best = score
+        self.report.sqnr_db = dict(score.decibels)
+        self.report.returned = tuple(sorted(keep_float))
+
+    def _outputs(
+        self,
+        description: Description,
+        keep_float: frozenset[str],
+        equalizer: EqualizeChannels | None = None,
+    ) -> list[Outputs]:
         def quantize(model: ir.Model) -> None:
+            if equalizer is not None:
+                model.meta[META_KEY] = self._observed
+                equalizer(model)
             model.meta[META_KEY] = description
-            self.pass_for(keep_float)(model)
+            for one in self.passes_for(keep_float):
+                one(model)
 
         return self.candidates.outputs(quantize)
 
     def _back_off(self, description: Description) -> None:
         """Return nodes to float until the goal is met; the best candidate is in the report."""
-        goal = self.report.wanted_db
-        if self.report.worst_db >= goal:
+        assert self._best is not None, "everything in integers was measured"
+        if self.goal.met(self._best):
             return
-        groups = self._groups(description)
-        order = self._by_cost(description, groups)
-        kept = self._shortest_prefix(description, order, goal)
-        kept = self._fewer(description, kept, goal)
-        self._store(description, kept, goal)
+        kept = returned_to_float(self._groups(description), _Trial(self, description))
+        if kept is None:
+            return
+        names = names_of(kept)
+        self._choose(names)
+        self._store(description, names)
 
-    def _groups(self, description: Description) -> list[tuple[str, ...]]:
-        """Return the names of integer nodes, neighbours together, in at most 48 groups."""
+    def _groups(self, description: Description) -> list[Group]:
+        """Return the integer nodes, neighbours together, in at most 48 groups."""
         placement = place(self.program.model, description, self.plan, frozenset())
-        names = [
-            node.name or ""
+        placed = {
+            node: node.name or ""
             for node, rule in placement.integer.items()
             if rule.kind in ("linear", "compute")
-        ]
-        size = max(1, -(-len(names) // MOST_GROUPS))
-        return [tuple(names[i : i + size]) for i in range(0, len(names), size)]
-
-    def _by_cost(
-        self, description: Description, groups: list[tuple[str, ...]]
-    ) -> list[tuple[str, ...]]:
-        """Return ``groups``, the one first that makes most noise when it alone is quantized."""
-        everything = frozenset(name for group in groups for name in group)
-        found = []
-        for group in groups:
-            outputs = self._outputs(description, everything - set(group))
-            found.append(worst(sqnr_db(self.candidates.expected, outputs)))
-            self.report.tried.append((f"int8 alone: {', '.join(group)}", found[-1]))
-            if self.progress is not None:
-                self.progress(len(self.report.tried), "measure")
-        ranked = sorted(range(len(groups)), key=lambda index: found[index])
-        return [groups[index] for index in ranked]
-
-    def _shortest_prefix(
-        self, description: Description, order: list[tuple[str, ...]], goal: float
-    ) -> list[tuple[str, ...]]:
-        """Find by bisection how many groups of ``order`` must be float, and choose them.
-
-        Returns:
-            The groups that are float.
-        """
-        low, high, chosen = 0, len(order) - 1, len(order)
-        while low <= high:
-            middle = (low + high) // 2
-            what = f"float: the {middle + 1} costliest of {len(order)} groups"
-            if self._try(description, _names(order[: middle + 1]), what) >= goal:
-                high, chosen = middle - 1, middle + 1
-            else:
-                low = middle + 1
-        self._choose(_names(order[:chosen]))
-        return order[:chosen]
-
-    def _fewer(
-        self, description: Description, kept: list[tuple[str, ...]], goal: float
-    ) -> list[tuple[str, ...]]:
-        """Take groups with many weights back into integers as long as the goal is met."""
-        sizes = {
-            node.name or "": 0 if len(node.inputs) < 2 or value is None else _bytes_of(value)
-            for node in self.program.graph
-            for value in (node.inputs[1] if len(node.inputs) > 1 else None,)
         }
-        by_size = sorted(kept, key=lambda group: -sum(sizes.get(name, 0) for name in group))
-        for group in by_size[:MOST_TAKEN_BACK]:
-            rest = [other for other in kept if other != group]
-            if rest and self._try(description, _names(rest), "float: one group less") >= goal:
-                kept = rest
-                self._choose(_names(kept))
-        return kept
+        placed.update((node, node.name or "") for node in self._recurrent())
+        working = working_bytes(self.program, self.kept[0])
+        nodes = list(placed)
+        size = max(1, -(-len(nodes) // MOST_GROUPS))
+        return [
+            Group(
+                tuple(placed[node] for node in some),
+                max(working.get(node, 0) for node in some),
+                sum(_weight_of(node) for node in some),
+            )
+            for some in (nodes[i : i + size] for i in range(0, len(nodes), size))
+        ]
 
-    def _store(self, description: Description, kept: list[tuple[str, ...]], goal: float) -> None:
+    def _recurrent(self) -> list[ir.Node]:
+        """Return the layers that become integer without calibrated ranges."""
+        first, *rest = self.passes_for(frozenset())
+        if not rest:
+            return []
+        assert isinstance(first, QuantizeRecurrent), "what stands before the insertion"
+        return first.layers_of(self.program.model)
+
+    def _store(self, description: Description, names: frozenset[str]) -> None:
         """Store the weights of float nodes as integers where the goal is met all the same."""
         self.store_kept = True
-        value = self._try(description, _names(kept), "float nodes with weights stored as int8")
-        self.store_kept = value >= goal
-        self._choose(_names(kept))
+        what = "float nodes with weights stored as int8"
+        self.store_kept = self.try_out(description, names, what)
+        self._choose(names)
 
     def _choose(self, names: frozenset[str]) -> None:
         """Make ``names`` what is returned: it meets the goal with fewer nodes in float."""
@@ -317,26 +471,36 @@ class Quantizer:
         }
         outputs = self._outputs(description, keep_float)
         self.report.sqnr_db = sqnr_db(self.candidates.expected, outputs)
+        if self.report.metric is not None:
+            self.report.metric = replace(self.report.metric, after=self._metric())
         self.report.layers = self.candidates.layers(placement)
         if self.target.runtime.executes_with == "onnxruntime" and self.target.kind == "cpu":
             self.report.kernels = self.candidates.kernels(placement)
 
-    def verify(self, original: Path) -> Comparison:
-        """Compare the quantized program with the original on the kept samples.
+    def verify(self, original: Sequence[Path]) -> Comparison:
+        """Compare the quantized program with the original on the kept samples, and by the metric.
 
         Raises:
-            VerificationError: an output is below the accepted decibels.
+            VerificationError: an output is below the accepted decibels, or the metric fell too far.
         """
         with tempfile.TemporaryDirectory(prefix="graphopt-verify-") as folder, Worker() as worker:
             files = emit_mapped(self.program, Path(folder) / "quantized.onnx")
-            expected = [worker.run_model(original, feed, optimize=False) for feed in self.kept]
-            found = [run_plain(worker, files, feed) for feed in self.kept]
+            expected = run_samples(worker, original, self.kept)
+            found = run_samples(worker, files, self.kept)
+            change = None
+            if self.tolerance.metric is not None and self.report.metric is not None:
+                after = measured(self.tolerance.metric, self.program, worker, files)
+                change = metric_change(self.tolerance, self.report.metric.before, after)
+                self.report.metric = change
         comparison = Comparison(
+            metric=change,
             outputs=compare_by_sqnr(expected, found, self.tolerance),
             samples=len(self.kept),
             inputs="calibration",
             tolerance=self.tolerance,
         )
+        if change is not None:
+            return check_metric(comparison)
         if not comparison.passed:
             bad = next(output for output in comparison.outputs if not output.accepted)
             raise VerificationError(

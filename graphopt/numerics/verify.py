@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graphopt.backends.emit_onnx import emit_onnx
+from graphopt.backends.emit_onnx import emit_for_child, emit_onnx
 from graphopt.errors import GraphoptError, OptionError, UnsupportedError, VerificationError
 from graphopt.ir.program import Program
 from graphopt.isolation import Worker
+from graphopt.numerics.candidates import run_samples
 from graphopt.numerics.compare import (
     Comparison,
     OutputError,
@@ -42,6 +43,7 @@ class Reference:
         seed: Seed of the samples.
         truth: What the source of the model itself computes on the first sample; what the original
             computes in onnxruntime is compared with it.
+        run: False when nothing will be compared here: only the files of the original are wanted.
 
     Raises:
         VerificationError: the original does not compute ``truth``.
@@ -58,6 +60,7 @@ class Reference:
         tolerance: Tolerance,
         seed: int,
         truth: Sequence[npt.NDArray[Any]] | None = None,
+        run: bool = True,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="graphopt-verify-")
         self._worker = Worker()
@@ -65,14 +68,16 @@ class Reference:
         self._sizes: list[dict[str, int]] = []
         try:
             self._path, self._data = self._original_files(program)
+            self._reference_text = _IN_ONNXRUNTIME
+            if not run:
+                return
             if example_inputs is None:
                 self._inputs = "seeded"
                 self._feeds, self._expected = self._seeded(program, bindings, tolerance, seed)
             else:
                 self._inputs = "user"
                 self._feeds = user_feeds(program, example_inputs)
-                self._expected = [self._run(self._path, feed, self._data) for feed in self._feeds]
-            self._reference_text = _IN_ONNXRUNTIME
+                self._expected = run_samples(self._worker, self.files, self._feeds)
             if truth is not None:
                 self._check_truth(truth)
         except BaseException:
@@ -102,9 +107,14 @@ class Reference:
         """The file of the original."""
         return self._path
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of the original, the model first."""
+        return (self._path, *self._data)
+
     def compare(self, program: Program) -> Comparison:
         """Return how far ``program`` is from the original."""
-        path, *data = emit_onnx(program, Path(self._folder.name) / "candidate.onnx")
+        path, *data = emit_for_child(program, Path(self._folder.name) / "candidate.onnx")
         names = {value.name for value in program.graph.inputs}
         found = [
             self._run(path, {n: a for n, a in feed.items() if n in names}, data)
@@ -122,7 +132,7 @@ class Reference:
         )
 
     def _errors(self, found: Sequence[Outputs]) -> list[OutputError]:
-        if self._tolerance.sqnr_db is not None:
+        if self._tolerance.sqnr_db is not None or self._tolerance.metric is not None:
             return compare_by_sqnr(self._expected, found, self._tolerance)
         merged: dict[str, OutputError] = {}
         for expected, got in zip(self._expected, found, strict=True):
@@ -159,7 +169,7 @@ class Reference:
         source = program.source
         if source.kind == "onnx" and source.path is not None:
             return source.path, source.external_files
-        path, *data = emit_onnx(program, Path(self._folder.name) / "original.onnx")
+        path, *data = emit_for_child(program, Path(self._folder.name) / "original.onnx")
         return path, tuple(data)
 
     def _seeded(

@@ -31,12 +31,14 @@ class Description:
         means: Mean of each channel of the values that linear nodes read.
         samples: Number of samples seen.
         method: How the ranges were chosen.
+        maxima: Largest magnitude of each channel of these values and of what leads to them.
     """
 
     ranges: Mapping[str, tuple[float, float]]
     means: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     samples: int = 0
     method: str = "min-max"
+    maxima: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

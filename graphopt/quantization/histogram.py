@@ -38,6 +38,8 @@ class Histogram:
         not_finite: Number of infinities and NaN, which are nowhere else.
         channel_sums: Sum of the elements of each channel, when they were asked for.
         channel_count: Number of elements in each channel.
+        channel_lows: Smallest element of each channel, where sums are kept.
+        channel_highs: Largest element of each channel.
     """
 
     exponent: int = 0
@@ -49,6 +51,8 @@ class Histogram:
     not_finite: int = 0
     channel_sums: Floats | None = None
     channel_count: int = 0
+    channel_lows: Floats | None = None
+    channel_highs: Floats | None = None
 
     @property
     def elements(self) -> int:
@@ -89,12 +93,16 @@ class Histogram:
         self.exponent, self.first, self.counts = exponent, first, counts
 
     def _merge_channels(self, other: "Histogram") -> None:
-        if other.channel_sums is None:
+        if other.channel_sums is None or other.channel_lows is None or other.channel_highs is None:
             return
-        if self.channel_sums is None:
+        if self.channel_sums is None or self.channel_lows is None or self.channel_highs is None:
             self.channel_sums = other.channel_sums.copy()
+            self.channel_lows = other.channel_lows.copy()
+            self.channel_highs = other.channel_highs.copy()
         elif len(self.channel_sums) == len(other.channel_sums):
             self.channel_sums = self.channel_sums + other.channel_sums
+            self.channel_lows = np.minimum(self.channel_lows, other.channel_lows)
+            self.channel_highs = np.maximum(self.channel_highs, other.channel_highs)
         self.channel_count += other.channel_count
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,7 +115,7 @@ def histogram_of(array: npt.NDArray[Any], channel_axis: int | None = None) -> Hi
 
     Args:
         array: Numbers of any float type.
-        channel_axis: Axis whose sums are kept, None for none.
+        channel_axis: Axis whose sums and extremes are kept, None for none.
     """
     flat = array.reshape(-1)
     finite = np.isfinite(flat)
@@ -118,6 +126,10 @@ def histogram_of(array: npt.NDArray[Any], channel_axis: int | None = None) -> Hi
         others = tuple(i for i in range(array.ndim) if i != channel_axis % array.ndim)
         result.channel_sums = array.sum(axis=others, dtype=np.float64).reshape(-1)
         result.channel_count = flat.size // max(1, array.shape[channel_axis])
+        lows = array.min(axis=others, initial=math.inf)
+        highs = array.max(axis=others, initial=-math.inf)
+        result.channel_lows = lows.reshape(-1).astype(np.float64)
+        result.channel_highs = highs.reshape(-1).astype(np.float64)
     if not flat.size:
         return result
     low, high = float(flat.min()), float(flat.max())

@@ -20,6 +20,8 @@ from graphopt.ir.constants import constant_of, read_array
 from graphopt.ir.program import dims_of, set_dims, tag
 from graphopt.ir.rewrite import Rewriter
 from graphopt.quantization.block_weights import Parts, num_blocks, pack, quantize_matrix, unpack
+from graphopt.quantization.codebooks import quantize_by_codebook
+from graphopt.quantization.reconstruction import Reconstruction
 from graphopt.quantization.weight_only import Choice, Reader, StoredWeight
 
 DOMAIN = "com.microsoft"
@@ -30,9 +32,17 @@ Take = Callable[[Parts], Array]
 
 
 class _LastParts:
-    """The parts of the weight that was quantized last."""
+    """The parts of the weight that was asked for last; those of large ones go to files.
 
-    def __init__(self) -> None:
+    A model is written more than once: to be verified, and where the user wants it.
+
+    Args:
+        made: Parts that were made before, on samples; others are made here.
+    """
+
+    def __init__(self, made: Reconstruction | None) -> None:
+        self._made = made
+        self._kept: Reconstruction | None = None
         self._stored: StoredWeight | None = None
         self._parts: Parts | None = None
 
@@ -40,27 +50,45 @@ class _LastParts:
         """Return the parts of ``stored``."""
         if self._parts is None or self._stored is not stored:
             self._parts = None
-            self._parts = read_array(stored.tensor, lambda array: _quantized(array, stored))
+            for made in (self._made, self._kept):
+                if self._parts is None and made is not None:
+                    self._parts = made.parts_of(stored)
+            if self._parts is None:
+                self._parts = read_array(stored.tensor, lambda array: _quantized(array, stored))
+                self._keep(stored, self._parts)
             self._stored = stored
         return self._parts
+
+    def _keep(self, stored: StoredWeight, parts: Parts) -> None:
+        if stored.tensor.nbytes > _LAZY_BYTES:
+            self._kept = self._kept or Reconstruction()
+            self._kept.add(stored, parts)
 
 
 def _quantized(array: Array, stored: StoredWeight) -> Parts:
     if stored.is_kernel:
         moved = np.moveaxis(array, stored.readers[0].axis, 0)
         return quantize_matrix(moved.reshape(len(moved), -1), stored.scheme)
+    if stored.readers[0].kind == "codebook":
+        return quantize_by_codebook(array, stored.scheme.block, by_column=stored.by_column)
     return quantize_matrix(array, stored.scheme, by_column=stored.by_column)
 
 
-def emit_weights(edit: Rewriter, choice: Choice, accuracy_level: int) -> None:
+def emit_weights(
+    edit: Rewriter,
+    choice: Choice,
+    accuracy_level: int,
+    made: Reconstruction | None = None,
+) -> None:
     """Rewrite the readers of every chosen weight; counts one rewrite a reader.
 
     Args:
         edit: Edits of the model.
         choice: What is stored in few bits.
         accuracy_level: Attribute of ``MatMulNBits``; 0 leaves it out.
+        made: Weights that were rounded before, on samples.
     """
-    last = _LastParts()
+    last = _LastParts(made)
     fused = False
     for stored in choice.stored:
         emission = _Emission(edit, stored, last, accuracy_level)
@@ -109,6 +137,8 @@ class _Emission:
             self._product(reader.node)
         elif reader.kind == "gather":
             self._gather(reader.node)
+        elif reader.kind == "codebook":
+            self._codebook_product(reader.node)
         else:
             self._widen(reader)
 
@@ -183,6 +213,26 @@ class _Emission:
             return
         product = self._make(node, "MatMulNBits", inputs, attributes, DOMAIN)
         product.type, product.shape = result.type, result.shape
+        self._replace(node, "Add", [product, bias])
+
+    def _codebook_product(self, node: ir.Node) -> None:
+        """Put ``MatMulBnb4`` in the place of a ``MatMul`` or ``Gemm``; it has no bias."""
+        count, block = self.rows * self.inner, self.scheme.block
+        places = self._constant(
+            "nf4", ir.DataType.UINT8, [-(-count // 2)], lambda parts: parts.data
+        )
+        scales = self._constant(
+            "scales", ir.DataType.FLOAT, [-(-count // block)], lambda parts: parts.scales
+        )
+        numbers = {"K": self.inner, "N": self.rows, "block_size": block, "quant_type": 1}
+        attributes = [ir.AttrInt64(name, number) for name, number in numbers.items()]
+        inputs = [node.inputs[0], places, scales]
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias is None:
+            self._replace(node, "MatMulBnb4", inputs, attributes, DOMAIN)
+            return
+        product = self._make(node, "MatMulBnb4", inputs, attributes, DOMAIN)
+        product.type, product.shape = node.outputs[0].type, node.outputs[0].shape
         self._replace(node, "Add", [product, bias])
 
     def _gather(self, node: ir.Node) -> None:

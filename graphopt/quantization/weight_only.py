@@ -21,12 +21,14 @@ from graphopt.ir.constants import constant_of
 from graphopt.ir.program import dims_of, is_onnx, opset_of
 from graphopt.ir.rewrite import nodes_of
 from graphopt.quantization.block_weights import BlockScheme, fitting_block, stored_bytes
+from graphopt.quantization.codebooks import codebook_bytes
 
-FORMS = ("fused", "standard")
-Kind = Literal["product", "gather", "widened"]
+FORMS = ("fused", "standard", "nf4")
+Kind = Literal["product", "gather", "widened", "codebook"]
 Refusal = tuple[str, str]
 
 _WEIGHT_INDEX = {"Conv": 1, "ConvTranspose": 1, "Gather": 0, "Gemm": 1, "MatMul": 1}
+_PRODUCTS: dict[str, Kind] = {"fused": "product", "standard": "widened", "nf4": "codebook"}
 _FLOATS = (
     ir.DataType.FLOAT,
     ir.DataType.FLOAT16,
@@ -43,7 +45,7 @@ class WeightPlan:
 
     Attributes:
         scheme: How numbers become integers; its block is the largest allowed.
-        form: ``fused`` or ``standard``.
+        form: ``fused``, ``standard`` or ``nf4``.
         min_elements: Weights with fewer stay.
         keep: Names of nodes or weights, globs, or operator types.
     """
@@ -57,6 +59,12 @@ class WeightPlan:
         if self.form not in FORMS:
             raise OptionError(
                 "weight-scheme", f"form is {self.form!r}, expected one of {', '.join(FORMS)}"
+            )
+        if self.form == "nf4" and (self.scheme.bits != 4 or not self.scheme.block):
+            raise OptionError(
+                "weight-scheme",
+                f"form is 'nf4' with bits={self.scheme.bits} and block={self.scheme.block}, "
+                "expected bits=4 and a block from 16 to 256",
             )
         if self.form == "fused" and not self.scheme.block:
             raise OptionError(
@@ -83,7 +91,7 @@ class Reader:
     Attributes:
         node: The node.
         kind: ``product``: becomes ``MatMulNBits``. ``gather``: becomes ``GatherBlockQuantized``.
-            ``widened``: gets a ``DequantizeLinear`` in front.
+            ``widened``: gets a ``DequantizeLinear`` in front. ``codebook``: becomes ``MatMulBnb4``.
         axis: Axis of the weight that is added up, along which the blocks lie; for convolutions the
             axis of the output channels.
     """
@@ -154,7 +162,7 @@ def choose(model: ir.Model, plan: WeightPlan) -> Choice:
     opset = opset_of(model)
     for weight, nodes in nodes_by_weight.items():
         _choose_one(weight, nodes, plan, opset, choice)
-    if plan.form == "fused":
+    if plan.form != "standard":
         _leave_wide_ones(choice)
     return choice
 
@@ -212,6 +220,8 @@ def _reader(
         return "small", f"{tensor.size} elements"
     if tensor.dtype not in _KERNEL_TYPES:
         return "type-without-kernel", tensor.dtype.name
+    if plan.form == "nf4" and tensor.dtype is not ir.DataType.FLOAT:
+        return "type-without-kernel", tensor.dtype.name
     if is_convolution(node):
         if plan.scheme.bits != 8:
             return "no-operator", f"{node.op_type} of {plan.scheme.bits} bits"
@@ -244,6 +254,8 @@ def _gather(node: ir.Node, shape: tuple[int, ...], plan: WeightPlan) -> Reader |
     axis = node.attributes.get("axis")
     if plan.form == "standard":
         return "no-operator", "Gather of blocks"
+    if plan.form == "nf4":
+        return "no-operator", "Gather of a codebook"
     if axis is not None and axis.as_int() not in (0, -2):
         return "form-without-kernel", "axis"
     indices = node.inputs[1]
@@ -270,8 +282,7 @@ def _product(node: ir.Node, weight: ir.Value, plan: WeightPlan) -> Reader | Refu
     dims = None if left is None else dims_of(left)
     if dims is None or len(dims) < 2:
         return "form-without-kernel", "the first factor is no known matrix"
-    kind: Kind = "product" if plan.form == "fused" else "widened"
-    return Reader(node, kind, int(turned))
+    return Reader(node, _PRODUCTS[plan.form], int(turned))
 
 
 def _groups(
@@ -293,7 +304,7 @@ def _groups(
         groups += [[r for r in rows if r.kind == kind] for kind in ("product", "gather")]
     elif rows:
         groups.append(rows)
-    scheme = plan.scheme if plan.form == "fused" else plan.widened_scheme
+    scheme = plan.widened_scheme if plan.form == "standard" else plan.scheme
     return [_stored(weight, tensor, group, scheme) for group in groups]
 
 
@@ -308,6 +319,9 @@ def _stored(
     else:
         rows, inner = shape[1 - axis], shape[axis]
     tied = len(kinds) > 1
+    if "codebook" in kinds:
+        total = codebook_bytes(rows, inner, scheme.block)
+        return StoredWeight(weight, tensor, readers, scheme, total)
     if scheme.block:
         scheme = replace(scheme, block=fitting_block(inner, scheme, scale_bytes, dividing=tied))
     total = stored_bytes(rows, inner, scheme, scale_bytes)
@@ -320,10 +334,11 @@ def _stored(
 def _leave_wide_ones(choice: Choice) -> None:
     """Leave out weights whose float copy takes more at run time than integers save.
 
-    Each run widens one weight at a time, so the largest of them counts once, against what all of
-    them save. The largest set that pays is what remains when weights are taken by size.
+    ``MatMulBnb4`` makes one as ``DequantizeLinear`` does. Each run widens one weight at a time, so
+    the largest of them counts once, against what all of them save. The largest set that pays is
+    what remains when weights are taken by size.
     """
-    widened = [stored for stored in choice.stored if stored.readers[0].kind == "widened"]
+    widened = [s for s in choice.stored if s.readers[0].kind in ("widened", "codebook")]
     by_size = sorted(widened, key=lambda stored: stored.tensor.nbytes)
     saved, kept = 0, 0
     for count, stored in enumerate(by_size, 1):

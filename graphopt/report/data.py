@@ -38,6 +38,7 @@ class ReportData:
         limit_bytes: The memory limit that the user set for the pool of the arena.
         warnings: Sentences that the user should read.
         file_bytes: Size of the model file before and after.
+        quantization: What quantization measured, as plain data; None when nothing was quantized.
     """
 
     title: str
@@ -48,6 +49,7 @@ class ReportData:
     limit_bytes: int | None
     warnings: tuple[str, ...]
     file_bytes: tuple[int, int] | None
+    quantization: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,12 @@ def verification_text(verification: dict[str, Any] | None) -> str:
         decibels = [o["sqnr_db"] for o in verification["outputs"] if o.get("sqnr_db") is not None]
         worst = f"worst output {min(decibels):.1f} dB" if decibels else "no output in floats"
         found = f"{worst}, accepted {accepted:g} dB"
+    metric = verification.get("metric")
+    if metric is not None:
+        found = (
+            f"metric {metric['name']} {metric['after']:.6g}, {metric['before']:.6g} for the "
+            f"original, accepted drop {metric['max_drop']:g}"
+        )
     verdict = "passed" if verification["passed"] else "FAILED"
     return f"{verdict}: {outputs} on {samples}, {found}"
 

@@ -29,6 +29,7 @@ from graphopt.report.data import (
     verdict_of,
     verification_text,
 )
+from graphopt.report.quantization import MOST_ROWS, quantization_text, rows_of
 from graphopt.report.text import elide, visible
 from graphopt.units import format_bytes, format_change
 
@@ -101,6 +102,13 @@ def render_html(data: ReportData) -> str:
         "tolerance": tolerance_text(data.verification or {}),
         "sources": _sources(plan.target),
     }
+    if data.quantization is not None:
+        rows = rows_of(data.quantization)
+        context |= {
+            "quantized": rows[:MOST_ROWS],
+            "more_quantized": len(rows) - MOST_ROWS,
+            "quantization_text": quantization_text(data.quantization),
+        }
     return _environment().get_template("report.html.j2").render(context)
 
 

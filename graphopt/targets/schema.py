@@ -43,6 +43,7 @@ DType = Literal[
     "uint8",
     "int4",
     "uint4",
+    "nf4",
 ]
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -223,6 +224,8 @@ class Quantization(_Part):
             want that fuse quantization around each node. False: only what an integer operator
             reads, for compilers that fuse what follows an operator into it.
         integer_bias: Whether biases are 32-bit integers in the file; False: they stay float.
+        dynamic_recurrent: Whether a kernel multiplies the weights of ``LSTM`` as integers and finds
+            the ranges of what they are multiplied with by itself, in each run.
     """
 
     activation: Literal["uint8", "int8", "uint16", "int16"]
@@ -235,6 +238,7 @@ class Quantization(_Part):
     operators: Names = ()
     quantize_results: bool = True
     integer_bias: bool = True
+    dynamic_recurrent: bool = False
 
 
 class Sparsity(_Part):

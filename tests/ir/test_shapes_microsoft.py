@@ -82,6 +82,23 @@ NODES = {
         [zeros(2, 5, 32), byte(6, 1, 16), zeros(6)],
         {"K": 32, "N": 6, "bits": 4, "block_size": 32},
     ),
+    "MatMulBnb4": Node(
+        "MatMulBnb4",
+        [zeros(2, 5, 32), byte(96), zeros(3)],
+        {"K": 32, "N": 6, "block_size": 64, "quant_type": 1},
+    ),
+    "DynamicQuantizeLSTM": Node(
+        "DynamicQuantizeLSTM",
+        [
+            zeros(7, 2, 3),
+            zeros(2, 3, 20, dtype=np.int8),
+            zeros(2, 5, 20, dtype=np.int8),
+            *[None] * 5,
+            *(zeros(2, 20), zeros(2, 20, dtype=np.int8)) * 2,
+        ],
+        {"hidden_size": 5, "direction": "bidirectional"},
+        outputs=3,
+    ),
     "GatherBlockQuantized": Node(
         "GatherBlockQuantized",
         [byte(9, 24), zeros(2, 5, dtype=np.int64), zeros(9, 3)],

@@ -131,3 +131,11 @@ def test_trained_networks(name: str, most: float, assets: Path, tmp_path: Path) 
     out = tmp_path / path.name
     result.save(out)
     assert out.stat().st_size < most * path.stat().st_size
+
+
+@pytest.mark.parametrize("precision", ["int8-weights", "int4-weights"])
+def test_precisions_of_weights_include_it(precision: str) -> None:
+    result = graphopt.compile(
+        two_directions(64, 64), precision=precision, target="cpu", verify=False
+    )
+    assert [node.op_type for node in result.program.graph] == ["DynamicQuantizeLSTM"]

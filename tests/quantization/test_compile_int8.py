@@ -279,3 +279,58 @@ def test_the_child_never_gets_a_model_with_its_weights_inside(
     )
     assert {name for name, _ in seen} >= {"model.onnx", "float.onnx", "candidate.onnx"}
     assert max(size for _, size in seen) <= 1024
+
+
+def test_progress_is_told_while_candidates_are_measured(tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    result = graphopt.compile(
+        saved(network(), tmp_path),
+        precision="int8",
+        calibration_data=samples(),
+        progress=lambda index, count, name: told.append((index, count, name)),
+    )
+    assert result.quantization is not None
+    assert [one for one in told if one[2] == "calibrate"] == [
+        (n, n + 1, "calibrate") for n in range(1, 13)
+    ]
+    measured = [one for one in told if one[2] == "measure"]
+    assert measured == [(n, n + 1, "measure") for n in range(1, len(result.quantization.tried) + 1)]
+
+
+def test_recurrent_layers_multiply_in_integers(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    units, width = 32, 24
+    shapes = {"w": (1, 4 * units, width), "r": (1, 4 * units, units), "p": (units, 16)}
+    weights = {name: rng.standard_normal(s).astype(np.float32) / 5 for name, s in shapes.items()}
+    make, info = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    nodes = [
+        make("LSTM", ["x", "w", "r"], ["", "h"], name="layer", hidden_size=units),
+        make("Squeeze", ["h", "first"], ["last"], name="squeeze"),
+        make("MatMul", ["last", "p"], ["y"], name="head"),
+    ]
+    constants = [onnx.numpy_helper.from_array(a, name) for name, a in weights.items()]
+    constants.append(onnx.numpy_helper.from_array(np.array([0]), "first"))
+    graph = onnx.helper.make_graph(
+        nodes, "g", [info("x", 1, [6, 2, width])], [info("y", 1, [2, 16])], constants
+    )
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    data = [{"x": rng.standard_normal((6, 2, width)).astype(np.float32)} for _ in range(4)]
+    result = graphopt.compile(model, target="cpu", precision="int8", calibration_data=data)
+    out = tmp_path / "out.onnx"
+    result.save(out)
+    operators = [node.op_type for node in onnx.load(out).graph.node]
+    assert "DynamicQuantizeLSTM" in operators
+    assert "LSTM" not in operators
+    assert result.quantization is not None
+    assert result.quantization.worst_db >= 28
+    exact = graphopt.compile(
+        model,
+        target="cpu",
+        precision="int8",
+        calibration_data=data,
+        verify=graphopt.Tolerance(sqnr_db=80),
+    )
+    assert exact.quantization is not None
+    assert "layer" in exact.quantization.returned
+    assert "LSTM" in [node.op_type for node in exact.program.graph]

@@ -75,3 +75,20 @@ def test_channel_means_over_samples_of_different_shapes() -> None:
     np.testing.assert_allclose(
         total.channel_sums / total.channel_count, flat.mean(axis=1), rtol=1e-6
     )
+
+
+def test_extremes_of_channels_do_not_grow_with_samples() -> None:
+    rng = np.random.default_rng(3)
+    arrays = [rng.standard_normal((n, 5, 4)).astype(np.float32) for n in (1, 7, 3)]
+    merged = Histogram()
+    for array in arrays:
+        merged.merge(histogram_of(array, channel_axis=1))
+    whole = np.concatenate(arrays)
+    assert merged.channel_lows is not None
+    assert merged.channel_highs is not None
+    assert merged.channel_lows.tolist() == whole.min(axis=(0, 2)).tolist()
+    assert merged.channel_highs.tolist() == whole.max(axis=(0, 2)).tolist()
+    assert Histogram(**merged.to_dict()).channel_highs is merged.channel_highs
+    # An empty sample says nothing.
+    merged.merge(histogram_of(np.zeros((0, 5, 4), np.float32), channel_axis=1))
+    assert merged.channel_highs.tolist() == whole.max(axis=(0, 2)).tolist()

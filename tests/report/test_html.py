@@ -502,3 +502,55 @@ def test_limit_line_leaves_room_for_what_else_lies_in_the_pool(report: ReportDat
     page = read_page(render_html(replace(report, plan=plan)))
     (label,) = page.all("span", class_="limit-label")
     assert label.text == "room for the arena 300.00 KiB"
+
+
+QUANTIZED = {
+    "samples": 12,
+    "method": "mse",
+    "sqnr_db": {"logits": 31.24, "boxes": 40.0},
+    "wanted_db": 28.0,
+    "tried": [{"what": "everything", "sqnr_db": 31.24}],
+    "returned": ["stem"],
+    "reasons": {
+        "stem": {"reason": "kept-float", "detail": ""},
+        "softmax": {"reason": "form-without-kernel", "detail": "axis\u202e"},
+    },
+    "kernels": {
+        "kernels": {"conv": "QLinearConv", "head": "Gemm"},
+        "float_nodes": {"head": "no integer kernel"},
+    },
+    "layers": {"conv": 42.06, "head": 33.0},
+    "equalized": "",
+    "metric": None,
+}
+
+
+def test_quantization_has_a_row_for_each_node(report: ReportData) -> None:
+    page = read_page(render_html(replace(report, quantization=QUANTIZED)))
+    section = page.by_id("quantization-section").text
+    assert "12 samples, ranges by mse; worst output 31.2 dB, 28 dB asked for" in section
+    assert "2 nodes placed as int8; 1 returned to float" in section
+    rows = [[cell.text.strip() for cell in row] for row in page.by_id("quantization").rows]
+    assert rows == [
+        ["head", "int8", "Gemm", "33.0", "no integer kernel"],
+        ["conv", "int8", "QLinearConv", "42.1", ""],
+        ["softmax", "float", "", "–", "form-without-kernel axis\\u202e"],
+        ["stem", "float", "", "–", "costs too much accuracy in int8"],
+    ]
+
+
+def test_the_page_says_the_metric_and_what_evened_out_channels(report: ReportData) -> None:
+    metric = {"name": "accuracy", "before": 0.98, "after": 0.97, "max_drop": 0.02}
+    changed = QUANTIZED | {"metric": metric, "equalized": "equalize-channels{alpha=0.5}"}
+    page = read_page(render_html(replace(report, quantization=changed)))
+    section = page.by_id("quantization-section").text
+    assert "metric accuracy 0.98 before and 0.97 after, a drop of 0.02 allowed" in section
+    assert "channels evened out by equalize-channels{alpha=0.5}" in section
+
+
+def test_many_nodes_are_cut_off(report: ReportData) -> None:
+    layers = {f"node{i:03}": float(i) for i in range(250)}
+    page = read_page(render_html(replace(report, quantization=QUANTIZED | {"layers": layers})))
+    rows = page.by_id("quantization").rows
+    assert len(rows) == 200 + 1
+    assert rows[-1][0].text.strip() == "52 more"

@@ -98,7 +98,7 @@ def dynamic_quantize_matmul(view: NodeView) -> None:
     view.out(0, product_shape(view, view.dims(0), view.dims(1)))
 
 
-@rule("MatMulNBits", domain=MS)
+@rule("MatMulBnb4", "MatMulNBits", domain=MS)
 def matmul_n_bits(view: NodeView) -> None:
     """Rows of the first, N columns; the packed factor has K rows."""
     view.types(view.dtype(0))
