@@ -534,8 +534,8 @@ def test_quantization_has_a_row_for_each_node(report: ReportData) -> None:
     assert rows == [
         ["head", "int8", "Gemm", "33.0", "no integer kernel"],
         ["conv", "int8", "QLinearConv", "42.1", ""],
-        ["softmax", "float", "", "–", "form-without-kernel axis\\u202e"],
-        ["stem", "float", "", "–", "costs too much accuracy in int8"],
+        ["softmax", "float", "", "\N{EN DASH}", "form-without-kernel axis\\u202e"],
+        ["stem", "float", "", "\N{EN DASH}", "costs too much accuracy in int8"],
     ]
 
 
