@@ -20,6 +20,7 @@ from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 
 from graphopt.backends.emit_torchscript import PLAN_FILE, SIGNATURE_FILE
+from graphopt.backends.torch_branches import refuse_impossible
 from graphopt.backends.torch_lowering import lower_to_torch
 from graphopt.backends.torch_trace import (
     Check,
@@ -30,7 +31,7 @@ from graphopt.backends.torch_trace import (
     signature,
     torch_quiet,
 )
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, UnsupportedError
 from graphopt.ir.dims import Bounds, symbols_of
 from graphopt.ir.dims import Dim as Size
 from graphopt.ir.program import Program, dims_of
@@ -97,11 +98,15 @@ def export(
     shapes: Any = dynamic_shapes(program)
     refusal: Exception | None = None
     with torch.no_grad(), torch_quiet():
+        if not any(shapes):
+            refuse_impossible(module, samples[0])
         for sample in samples:
             try:
                 return _exported(module, sample, shapes)
-            except GraphoptError:
-                raise
+            except UnsupportedError as error:
+                if error.code != "torch-branch-sizes":
+                    raise
+                refusal = refusal or error
             except Exception as error:
                 refusal = refusal or error
                 refined = _refined(error, shapes)
@@ -109,6 +114,8 @@ def export(
                     with contextlib.suppress(UserError):
                         return _exported(module, sample, refined)
     assert refusal is not None
+    if isinstance(refusal, GraphoptError):
+        raise refusal
     raise refused("an exported program", refusal) from refusal
 
 

@@ -2,8 +2,12 @@
 
 In: an ``ArenaPlan``. Out: a scripted module with ``forward``, ``run_into`` and the arenas. What
 always holds: the operators in the compiled code are the overloads that were probed, in the same
-order; that is checked, since TorchScript picks overloads by itself. Tensors of an arena are made as
-views in every call: views that were stored would lose their arena when the module is copied.
+order; that is checked, since TorchScript picks overloads by itself.
+
+Tensors of an arena are views that the first call makes and the module keeps, beside its arenas; no
+file holds them. A copy of the module has copies of the views that lie elsewhere, and moved weights
+have other arenas: a call that finds its views outside of the arena makes them again. Until then a
+copy holds the bytes of all views, so where these are many, every call makes its views.
 """
 
 import json
@@ -14,11 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphopt.backends.torch_arena import ArenaPlan
+from graphopt.backends.torch_arena import Arena, ArenaPlan
 from graphopt.backends.torch_tape import Call, Place
 from graphopt.errors import InvariantError
 
 _JIT: Any = torch.jit
+MOST_KEPT_BYTES = 16 << 20
 # What the code calls besides the operators of the plan, to make views of what it is given.
 _HELPERS = frozenset(
     {"aten::__getitem__.t", "aten::add.int", "aten::as_strided", "aten::storage_offset"}
@@ -37,8 +42,10 @@ def script_of(plan: ArenaPlan, arguments: Sequence[str]) -> Any:
     root.add_module("weights", _weights(plan))
     module = _JIT.script(root)
     code = _Code(plan, arguments)
+    steps = code.steps()
     module.define(code.checked())
-    module.define(code.steps())
+    module.define(code.views())
+    module.define(steps)
     module.define(code.run_into())
     module.define(code.forward())
     _check_overloads(module, plan.tape.calls)
@@ -74,10 +81,12 @@ def _arenas(plan: ArenaPlan) -> Any:
     holder.register_buffer("device_mark", torch.zeros([1], dtype=torch.uint8, device=device))
     made = []
     for arena in plan.arenas:
-        count = arena.placement.height // arena.dtype.itemsize
+        count = _count(arena)
         name = _arena_name(arena.dtype)
         holder.register_buffer(name, torch.empty([count], dtype=arena.dtype, device=device))
         made.append(f"self.{name} = torch.empty([{count}], dtype={arena.dtype}, device=where)")
+    holder.views = _JIT.annotate(list[torch.Tensor], [])
+    holder.__annotations__ = {"views": list[torch.Tensor]}
     module = _JIT.script(holder)
     module.define(
         "def __getstate__(self) -> Tuple[Tensor, bool]:\n"
@@ -88,9 +97,14 @@ def _arenas(plan: ArenaPlan) -> Any:
         "self.training = state[1]",
         "where = state[0].device",
         *made,
+        "self.views = torch.jit.annotate(List[Tensor], [])",
     ]
     module.define(_function("__setstate__", "state: Tuple[Tensor, bool]", "", lines))
     return module
+
+
+def _count(arena: Arena) -> int:
+    return arena.placement.height // arena.dtype.itemsize
 
 
 def _arena_name(dtype: torch.dtype) -> str:
@@ -118,15 +132,23 @@ class _Code:
     def __init__(self, plan: ArenaPlan, arguments: Sequence[str]) -> None:
         self._plan = plan
         self._tape = plan.tape
+        self._prefix = "t"
+        while any(name.startswith(self._prefix) for name in (*arguments, "outputs", "self")):
+            self._prefix += "_"
         self._arguments = list(arguments)
         self._parameters = ", ".join(f"{name}: Tensor" for name in arguments)
         self._lines: list[str] = []
         self._names: dict[Place, str] = {}
         self._bases: dict[int, str] = {}
         self._name_by_view: dict[str, str] = {}
-        self._prefix = "t"
-        while any(name.startswith(self._prefix) for name in (*arguments, "outputs", "self")):
-            self._prefix += "_"
+        self._kept: dict[str, str] = {}  # name by view
+        # A view of a whole arena shows whether what is kept lies there.
+        self._marks = {
+            _arena_name(arena.dtype): f"{self._prefix}{_arena_name(arena.dtype)}"
+            f".as_strided([{_count(arena)}], [1])"
+            for arena in plan.arenas
+        }
+        self._keeps = _bytes_of_views(plan) <= MOST_KEPT_BYTES
 
     def checked(self) -> str:
         """Return the method that refuses tensors of other sizes or types."""
@@ -157,7 +179,30 @@ class _Code:
             source = self._operand(self._tape.outputs[position])
             self._lines.append(f"outputs[{position}].copy_({source})")
         arguments = ", ".join(filter(None, (self._parameters, "outputs: List[Tensor]")))
-        return _function("_run", arguments, "", self._lines)
+        unpacked = []
+        if self._kept:
+            names = [
+                *self._kept.values(),
+                *(f"{self._prefix}m{i}" for i in range(len(self._marks))),
+            ]
+            unpacked = [f"{', '.join(names)}, = self._views()"]
+        return _function("_run", arguments, "", [*unpacked, *self._lines])
+
+    def views(self) -> str:
+        """Return the method that gives what is kept, known once ``steps`` has run."""
+        made = [*self._kept, *self._marks.values()]
+        tests = [f"len(views) == {len(made)}"]
+        for index, arena in enumerate(self._marks, len(self._kept)):
+            tests.append(f"views[{index}].is_set_to(self.arenas.{arena})")
+        lines = [
+            "views = self.arenas.views",
+            f"if not ({' and '.join(tests)}):",
+            *[f"    {self._prefix}{name} = self.arenas.{name}" for name in self._marks],
+            f"    views = torch.jit.annotate(List[Tensor], [{', '.join(made)}])",
+            "    self.arenas.views = views",
+            "return views",
+        ]
+        return _function("_views", "", "List[Tensor]", lines)
 
     def run_into(self) -> str:
         """Return the method that checks what it is given and runs."""
@@ -244,8 +289,11 @@ class _Code:
         made = self._view(place)
         # Tensors that lie in the same place in the same form are one view.
         if made not in self._name_by_view:
-            self._name_by_view[made] = f"{self._prefix}{len(self._names)}"
-            self._lines.append(f"{self._name_by_view[made]} = {made}")
+            name = self._name_by_view[made] = f"{self._prefix}{len(self._names)}"
+            if self._keeps and place.storage not in self._bases:
+                self._kept[made] = name
+            else:
+                self._lines.append(f"{name} = {made}")
         self._names[place] = self._name_by_view[made]
         return self._names[place]
 
@@ -277,6 +325,21 @@ class _Code:
         if isinstance(value, torch.device):
             return f"torch.device('{value}')"
         return repr(value)
+
+
+def _bytes_of_views(plan: ArenaPlan) -> int:
+    """Return the bytes of all tensors that lie in arenas or are views of weights."""
+    tape = plan.tape
+    places = {place for call in tape.calls for place in (*call.reads, *call.writes)}
+    return sum(
+        place.dtype.itemsize * math.prod(place.size)
+        for place in places
+        if place.storage in plan.offsets
+        or (
+            (tape.storages[place.storage].kind == "weight")
+            and place != tape.storages[place.storage].whole
+        )
+    )
 
 
 def _list_type(kind: Any) -> str:

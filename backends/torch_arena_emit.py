@@ -156,6 +156,8 @@ def _recorded(module: fx.GraphModule, sample: tuple[Tensor, ...]) -> Tape:
     writes where it is told to. What follows a convolution takes its layout over.
     """
     tape = record(module, sample)
+    if _turn_recurrent(module, tape):
+        tape = record(module, sample)
     kernels = _kernels(tape)
     if not kernels or not tape.loose_bytes:
         return tape
@@ -174,6 +176,24 @@ def _recorded(module: fx.GraphModule, sample: tuple[Tensor, ...]) -> Tape:
     for name, data in before.items():
         module.get_parameter(name).data = data
     return tape
+
+
+def _turn_recurrent(module: fx.GraphModule, tape: Tape) -> bool:
+    """Lay down by columns what every step of a recurrent layer multiplies one row by.
+
+    The product of a row reads such a matrix in half the time; with more rows it does not.
+    """
+    names = set()
+    for call in tape.calls:
+        if call.op._schema.name == "aten::addmm_" and call.writes[0].size[0] == 1:
+            place = call.reads[-1]
+            storage = tape.storages[place.storage]
+            if storage.kind == "weight" and storage.name and place.stride[0] == 1:
+                names.add(storage.name)
+    for name in sorted(names):
+        parameter = module.get_parameter(name)
+        parameter.data = parameter.data.t().contiguous().t()
+    return bool(names)
 
 
 def _kernels(tape: Tape) -> list[str]:

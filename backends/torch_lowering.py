@@ -27,7 +27,15 @@ from graphopt.backends.torch_ops.registry import Operator, find_operator
 from graphopt.backends.torch_ops.small import small, tensor_of
 from graphopt.errors import UnsupportedError
 from graphopt.ir.constants import constant_of, tensor_of_constant
-from graphopt.ir.program import Program, bodies_of, graphs_of, is_onnx, opset_of, outer_reads
+from graphopt.ir.program import (
+    Program,
+    bodies_of,
+    dims_of,
+    graphs_of,
+    is_onnx,
+    opset_of,
+    outer_reads,
+)
 
 MOST_NUMBERS = 32
 _CONTROL = ("If", "Loop", "Scan")
@@ -140,13 +148,16 @@ class _Lowering:
 
     def add_tensor(self, name: str, tensor: ir.TensorProtocol) -> str:
         """Register a tensor on the module; return its valid, unique name."""
+        return self.add_data(name, torch_tensor(tensor, name))
+
+    def add_data(self, name: str, data: Tensor) -> str:
+        """Register data on the module; return its valid, unique name."""
         stem = re.sub(r"\W", "_", name, flags=re.ASCII) or "weight"
         stem = stem if not stem[0].isdigit() else f"_{stem}"
         free, count = stem, 0
         while hasattr(self._root, free) or free in fx.graph._illegal_names:
             count += 1
             free = f"{stem}_{count}"
-        data = torch_tensor(tensor, name)
         if data.dtype.is_floating_point or data.dtype.is_complex:
             self._root.register_parameter(free, nn.Parameter(data, requires_grad=False))
         else:
@@ -275,6 +286,8 @@ class _GraphLowering:
         if found.most_inputs is not None and len(inputs) > found.most_inputs:
             raise _missing(node, f"has no torch form with {len(inputs)} inputs")
         attributes = self._attributes(node, found)
+        if found.packed is not None:
+            inputs = self._packed(node, found, inputs, attributes)
         called = self._fx.call_function(
             found.function, tuple(self._value(v) for v in inputs), attributes
         )
@@ -284,6 +297,38 @@ class _GraphLowering:
             return called
         self._pick(called, node)
         return called
+
+    def _packed(
+        self,
+        node: ir.Node,
+        found: Operator,
+        inputs: list[ir.Value | None],
+        attributes: dict[str, Any],
+    ) -> list[ir.Value | None]:
+        """Give a recurrent layer its weights in the order of torch's kernel; return its inputs.
+
+        Otherwise every call of the file would bring them into that order. Only where the kernel
+        will run: under ``torch.export`` a time that is open takes the weights as they are.
+        """
+        source, dims = inputs[0], None if inputs[0] is None else dims_of(inputs[0])
+        time = 1 if attributes.get("layout", 0) else 0
+        others = [v for i, v in enumerate(inputs) if v is not None and i in (4, 7)]
+        if source is None or not dims or not isinstance(dims[time], int) or others:
+            return inputs
+        values = [*inputs[1:4], *[None] * (4 - len(inputs))]
+        tensors = [None if v is None else constant_of(v) for v in values]
+        shared = any(v is not None and len(v.uses()) > 1 for v in values)
+        absent = any(v is not None and t is None for v, t in zip(values, tensors, strict=True))
+        if self._is_body or shared or absent or tensors[0] is None or tensors[1] is None:
+            return inputs
+        name = node.name or node.op_type
+        weights = [None if t is None else torch_tensor(t, name) for t in tensors]
+        packed = found.packed and found.packed(*weights, **attributes)
+        if packed is None:
+            return inputs
+        names = [self._owner.add_data(f"{name}_{i}", data) for i, data in enumerate(packed)]
+        attributes["parameters"] = [self._fx.get_attr(text) for text in names]
+        return [source, None, None, None, *inputs[4:]]
 
     def _pick(self, called: fx.Node, node: ir.Node) -> None:
         for index, output in enumerate(node.outputs):
@@ -363,7 +408,9 @@ class _GraphLowering:
                 bodies["else_branch"],
                 *captures,
             )
-            called = self._fx.call_function(control.if_, tuple(arguments))
+            called = self._fx.call_function(
+                control.if_, tuple(arguments), {"node": node.name or ""}
+            )
         elif node.op_type == "Loop":
             states = len(inputs) - 2
             arguments = (inputs[0] if inputs else None, inputs[1] if len(inputs) > 1 else None)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch._decomp import decomposition_table
 
 from graphopt.backends.torch_out_probe import Form
+from graphopt.backends.torch_out_recurrent import lstm_layer
 
 _ATEN: Any = torch.ops.aten
 _OpOverload = Any  # torch._ops.OpOverload has no annotations
@@ -39,7 +40,7 @@ def opening_of(op: _OpOverload) -> Callable[..., Any] | None:
     """Return a function that computes ``op`` by smaller operators, where torch has one."""
     if _name(op) in _LEAVES:
         return None
-    found: Callable[..., Any] | None = decomposition_table.get(op)
+    found: Callable[..., Any] | None = _OPENINGS.get(_name(op)) or decomposition_table.get(op)
     return found
 
 
@@ -279,5 +280,6 @@ _EQUIVALENT: dict[str, tuple[Callable[..., None], ...]] = {
     "zeros": (functools.partial(_fill, 0),),
     "zeros_like": (functools.partial(_fill, 0),),
 }
+_OPENINGS: dict[str, Callable[..., Any]] = {"mkldnn_rnn_layer": lstm_layer}
 # Torch opens these only to compute them by something slower or larger than their own kernel.
 _LEAVES = frozenset({"convolution", "mm", "addmm", "bmm", "baddbmm"})

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import UncapturedHigherOrderOpError
 
 from graphopt.backends.torch_ops.small import (
     Small,
@@ -23,8 +24,10 @@ from graphopt.errors import UnsupportedError
 Body = Callable[..., tuple[Any, ...]]
 
 
-def if_(condition: Any, then_body: Body, else_body: Body, *captures: Any) -> tuple[Any, ...]:
-    """Run one of two bodies."""
+def if_(
+    condition: Any, then_body: Body, else_body: Body, *captures: Any, node: str = ""
+) -> tuple[Any, ...]:
+    """Run one of two bodies; ``node`` names the ONNX node in errors."""
     picked = _known(condition)
     if picked is not None:
         return _called(then_body if picked else else_body, captures)
@@ -34,7 +37,18 @@ def if_(condition: Any, then_body: Body, else_body: Body, *captures: Any) -> tup
         )
     operands = tuple(value for value in captures if isinstance(value, Tensor))
     first, second = _of_tensors(then_body, captures), _of_tensors(else_body, captures)
-    return tuple(torch.cond(tensor_of(condition).reshape([]), first, second, operands))
+    try:
+        return tuple(torch.cond(tensor_of(condition).reshape([]), first, second, operands))
+    except UncapturedHigherOrderOpError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UnsupportedError(
+            "torch-branch-sizes",
+            f"operator If of node '{node}': torch.export captures both branches at the same sizes, "
+            f"and one does not take them: {lines[min(1, len(lines) - 1)][:200]}",
+            hint="put fix-dimensions{sizes=[NAME=SIZE;NAME=SIZE]} before the passes, or save as "
+            ".onnx or .ts",
+            node=node,
+        ) from error
 
 
 def _of_tensors(body: Body, captures: tuple[Any, ...]) -> Body:

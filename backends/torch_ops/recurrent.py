@@ -17,6 +17,8 @@ Cell = Callable[..., tuple[Tensor, ...]]
 _LSTM_ORDER = (0, 2, 3, 1)
 _GRU_ORDER = (1, 0, 2)
 
+_LSTM, _GRU, _RNN = ["sigmoid", "tanh", "tanh"], ["sigmoid", "tanh"], ["tanh"]
+
 _ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "affine": lambda x, a, b: a * x + b,
     "elu": lambda x, a, b: torch.nn.functional.elu(x, a),
@@ -69,10 +71,60 @@ def _torch_parameters(
     return result
 
 
+def _kernel_parameters(
+    w: Any,
+    r: Any,
+    b: Tensor | None,
+    order: tuple[int, ...],
+    packed: list[Tensor] | None,
+    count: int,
+) -> tuple[list[Tensor], bool]:
+    """Return the parameters torch's kernels take, and whether there are biases among them."""
+    if packed is not None:
+        return list(packed), len(packed) == 4 * count
+    return _torch_parameters(w, r, b, order), b is not None
+
+
+def _packed(
+    order: tuple[int, ...],
+    default: list[str],
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None,
+    *,
+    activations: list[str] | None = None,
+    clip: float | None = None,
+    input_forget: int = 0,
+    linear_before_reset: int = 1,
+    **others: Any,
+) -> list[Tensor] | None:
+    if clip is not None or input_forget or not _is_default(activations, default):
+        return None
+    return _torch_parameters(w, r, b, order) if linear_before_reset else None
+
+
+def _packed_gru(w: Tensor, r: Tensor, b: Tensor | None, **attributes: Any) -> list[Tensor] | None:
+    given = {"linear_before_reset": 0, **attributes}
+    return _packed(_GRU_ORDER, _GRU, w, r, b, **given)
+
+
 def _state(given: Tensor | None, x: Tensor, directions: int, hidden: int) -> Tensor:
-    if given is not None:
-        return given
-    return torch.zeros([directions, x.shape[1], hidden], dtype=x.dtype)
+    """Return the first state.
+
+    Raises:
+        ValueError: the tensors do not fit each other; torch's own kernels write outside then.
+    """
+    if x.dim() != 3:
+        raise ValueError(f"a sequence of rank 3 (time, batch, features), got rank {x.dim()}")
+    if given is None:
+        return torch.zeros([directions, x.shape[1], hidden], dtype=x.dtype)
+    if given.dim() != 3 or (given.shape[0], given.shape[2]) != (directions, hidden):
+        raise ValueError(f"a state of sizes [{directions}, batch, {hidden}], got {given.shape}")
+    # A symbol or a traced size is compared when the file runs, by the operators themselves.
+    sizes = given.shape[1], x.shape[1]
+    if all(isinstance(size, int) for size in sizes) and sizes[0] != sizes[1]:
+        raise ValueError(f"a state for a batch of {sizes[1]}, got one of {sizes[0]}")
+    return given
 
 
 def _sequence(y: Tensor, directions: int, hidden: int) -> Tensor:
@@ -176,11 +228,11 @@ def _is_default(names: list[str] | None, default: list[str]) -> bool:
     return names is None or [n.lower() for n in names] == default * (len(names) // len(default))
 
 
-@op("LSTM", several=True)
+@op("LSTM", several=True, packed=partial(_packed, _LSTM_ORDER, _LSTM))
 def _lstm(
     x: Tensor,
-    w: Tensor,
-    r: Tensor,
+    w: Any,
+    r: Any,
     b: Tensor | None = None,
     lengths: Tensor | None = None,
     h0: Tensor | None = None,
@@ -197,18 +249,18 @@ def _lstm(
     layout: int = 0,
     output_sequence: int = 0,
     count: int,
+    parameters: list[Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     count_d = 2 if direction == "bidirectional" else 1
     x, (h0, c0) = _enter(x, layout, h0, c0)
     h, c = _state(h0, x, count_d, hidden_size), _state(c0, x, count_d, hidden_size)
-    plain = _is_default(activations, ["sigmoid", "tanh", "tanh"]) and _follows_kernel(x)
+    plain = _is_default(activations, _LSTM) and _follows_kernel(x)
     if plain and lengths is None and p is None and clip is None and not input_forget:
         source = x.flip(0) if direction == "reverse" else x
         y, h, c = torch.lstm(
             source,
             (h, c),
-            _torch_parameters(w, r, b, _LSTM_ORDER),
-            b is not None,
+            *_kernel_parameters(w, r, b, _LSTM_ORDER, parameters, count_d),
             1,
             0.0,
             False,
@@ -218,7 +270,7 @@ def _lstm(
         y = _sequence(y, count_d, hidden_size)
         y = y.flip(0) if direction == "reverse" else y
         return _finish(y, [h, c], layout, count)
-    names = activations or ["sigmoid", "tanh", "tanh"] * count_d
+    names = activations or _LSTM * count_d
     functions = _activations(names, activation_alpha, activation_beta)
 
     def cells(d: int) -> Cell:
@@ -241,11 +293,11 @@ def _lstm(
     return _finish(y, states, layout, count)
 
 
-@op("GRU", several=True)
+@op("GRU", several=True, packed=_packed_gru)
 def _gru(
     x: Tensor,
-    w: Tensor,
-    r: Tensor,
+    w: Any,
+    r: Any,
     b: Tensor | None = None,
     lengths: Tensor | None = None,
     h0: Tensor | None = None,
@@ -260,18 +312,18 @@ def _gru(
     layout: int = 0,
     output_sequence: int = 0,
     count: int,
+    parameters: list[Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     count_d = 2 if direction == "bidirectional" else 1
     x, (h0,) = _enter(x, layout, h0)
     h = _state(h0, x, count_d, hidden_size)
-    plain = _is_default(activations, ["sigmoid", "tanh"]) and _follows_kernel(x)
+    plain = _is_default(activations, _GRU) and _follows_kernel(x)
     if plain and linear_before_reset and lengths is None and clip is None:
         source = x.flip(0) if direction == "reverse" else x
         y, h = torch.gru(
             source,
             h,
-            _torch_parameters(w, r, b, _GRU_ORDER),
-            b is not None,
+            *_kernel_parameters(w, r, b, _GRU_ORDER, parameters, count_d),
             1,
             0.0,
             False,
@@ -281,9 +333,7 @@ def _gru(
         y = _sequence(y, count_d, hidden_size)
         y = y.flip(0) if direction == "reverse" else y
         return _finish(y, [h], layout, count)
-    functions = _activations(
-        activations or ["sigmoid", "tanh"] * count_d, activation_alpha, activation_beta
-    )
+    functions = _activations(activations or _GRU * count_d, activation_alpha, activation_beta)
 
     def cells(d: int) -> Cell:
         f, g = functions[2 * d : 2 * d + 2]
@@ -307,11 +357,11 @@ def _gru(
     return _finish(y, states, layout, count)
 
 
-@op("RNN", several=True)
+@op("RNN", several=True, packed=partial(_packed, (0,), _RNN))
 def _rnn(
     x: Tensor,
-    w: Tensor,
-    r: Tensor,
+    w: Any,
+    r: Any,
     b: Tensor | None = None,
     lengths: Tensor | None = None,
     h0: Tensor | None = None,
@@ -325,18 +375,18 @@ def _rnn(
     layout: int = 0,
     output_sequence: int = 0,
     count: int,
+    parameters: list[Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     count_d = 2 if direction == "bidirectional" else 1
     x, (h0,) = _enter(x, layout, h0)
     h = _state(h0, x, count_d, hidden_size)
-    plain = _is_default(activations, ["tanh"]) and _follows_kernel(x)
+    plain = _is_default(activations, _RNN) and _follows_kernel(x)
     if plain and lengths is None and clip is None:
         source = x.flip(0) if direction == "reverse" else x
         y, h = torch.rnn_tanh(
             source,
             h,
-            _torch_parameters(w, r, b, (0,)),
-            b is not None,
+            *_kernel_parameters(w, r, b, (0,), parameters, count_d),
             1,
             0.0,
             False,
@@ -346,7 +396,7 @@ def _rnn(
         y = _sequence(y, count_d, hidden_size)
         y = y.flip(0) if direction == "reverse" else y
         return _finish(y, [h], layout, count)
-    functions = _activations(activations or ["tanh"] * count_d, activation_alpha, activation_beta)
+    functions = _activations(activations or _RNN * count_d, activation_alpha, activation_beta)
 
     def cells(d: int) -> Cell:
         bias: Any = sum(_biases(b, d))

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from graphopt.backends.torch_ops.small import Small, tensor_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+# Called with the constant inputs 1 to 3 and the attributes.
+Packed = Callable[..., "list[Tensor] | None"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class Operator:
         several: Whether it returns a tuple with one entry per output, also when there is one.
         most_inputs: How many inputs it takes; None for any number.
         any_attribute: Whether it hands attributes on to another function.
+        packed: Returns constant inputs in the order that torch's kernel takes, for the keyword
+            ``parameters``, in the place of inputs 1 to 3; None where no kernel computes this form.
     """
 
     function: Callable[..., Any]
@@ -29,6 +35,7 @@ class Operator:
     several: bool
     most_inputs: int | None
     any_attribute: bool = False
+    packed: "Packed | None" = None
 
     def takes(self, name: str, *, exact: bool = False) -> bool:
         """Return whether ``name`` is a keyword; ``exact``: one that the function spells out."""
@@ -44,7 +51,11 @@ def find_operator(domain: str, op_type: str) -> Operator | None:
 
 
 def op(
-    *names: str, small: bool = False, several: bool = False, domain: str = ""
+    *names: str,
+    small: bool = False,
+    several: bool = False,
+    domain: str = "",
+    packed: Packed | None = None,
 ) -> Callable[[Function], Function]:
     """Register a function for the operators ``names``.
 
@@ -53,6 +64,7 @@ def op(
         small: Whether it takes numbers (``Small``) as they are; otherwise they become tensors.
         several: Whether it returns one entry per output.
         domain: Domain of the operators.
+        packed: See ``Operator``.
     """
 
     def register(function: Function) -> Function:
@@ -64,7 +76,7 @@ def op(
         most = None if variadic else positional
         called = function if small else _with_tensors(function)
         for name in names:
-            REGISTRY[domain, name] = Operator(called, keywords, several, most, anything)
+            REGISTRY[domain, name] = Operator(called, keywords, several, most, anything, packed)
         return function
 
     return register

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_SYMBOLIC: Any = torch  # these functions have no annotations
 Number = Any  # int, float, bool, torch.SymInt, torch.SymFloat, or a Tensor of rank 0
 
 
@@ -106,12 +107,21 @@ def is_known(item: Number, number: int) -> bool:
 
 def maximum(a: Number, b: Number) -> Number:
     """Return the larger of two numbers of any kind."""
-    return _choose(a, b, torch.maximum, torch.sym_max, max)
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return torch.maximum(torch.as_tensor(a), torch.as_tensor(b))
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        # Not max(): torch's capture of a branch was seen to compute min() in its place.
+        return a if a >= b else b
+    return _SYMBOLIC.sym_max(a, b)
 
 
 def minimum(a: Number, b: Number) -> Number:
     """Return the smaller of two numbers of any kind."""
-    return _choose(a, b, torch.minimum, torch.sym_min, min)
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return torch.minimum(torch.as_tensor(a), torch.as_tensor(b))
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return a if a <= b else b
+    return _SYMBOLIC.sym_min(a, b)
 
 
 def is_tracing() -> bool:
@@ -123,20 +133,6 @@ def whole(number: Number) -> Number:
     """Return a number cut to an integer, symbolic when it is symbolic."""
     cut: Callable[[Number], Number] = torch.sym_int
     return cut(number)
-
-
-def _choose(
-    a: Number,
-    b: Number,
-    tensors: Callable[..., Any],
-    symbols: Callable[..., Any],
-    plain: Callable[..., Any],
-) -> Number:
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return tensors(torch.as_tensor(a), torch.as_tensor(b))
-    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-        return plain(a, b)
-    return symbols(a, b)
 
 
 def cut_index(index: Tensor, size: Number) -> Tensor:

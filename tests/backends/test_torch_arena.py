@@ -256,6 +256,34 @@ def test_copies_have_arenas_of_their_own(saved: Any) -> None:
     assert max(wrong) < 1e-5
 
 
+@pytest.mark.parametrize("most", [0, 1 << 30])
+def test_views_are_made_again_where_the_arena_is(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graphopt.backends import torch_arena_code
+
+    monkeypatch.setattr(torch_arena_code, "MOST_KEPT_BYTES", most)
+    path = tmp_path / "m.ts"
+    result = compiled("mlp")
+    result.save(path, arena=True)
+    (x,) = tensors_of(feed_of("mlp", result, 0), ["x"])
+    module: Any = torch.jit.load(str(path))
+    with torch.no_grad():
+        expected = module(x)[0]
+        other = copy.deepcopy(module)
+        other.arenas.arena_float32.fill_(float("nan"))
+        assert torch.equal(other(x)[0], expected)
+        kept = other.arenas.views
+        assert bool(kept) == bool(most)
+        base = other.arenas.arena_float32
+        end = base.data_ptr() + base.nbytes
+        views = [v for v in kept if base.data_ptr() <= v.data_ptr() < end]
+        assert len(views) >= 3 * bool(most)
+        # What the copy computed lies in its own arena.
+        assert not bool(base.isnan().all())
+        assert not any(len(m.arenas.views) for m in [torch.jit.load(str(path))])
+
+
 def test_other_sizes_and_types_are_refused(saved: Any) -> None:
     module = saved("mlp").module
     (x,) = saved("mlp").inputs(0)
