@@ -32,6 +32,8 @@ from graphopt.safe_files import OutputTransaction
 EXTERNAL_ABOVE_BYTES = 1 << 30
 _PROTOBUF_LIMIT_BYTES = (1 << 31) - 1
 _LARGEST_INLINE_BYTES = 1024
+# Weights in files from this size on stay there in a model for the child.
+_REFERRED_BYTES = 1 << 16
 _VALUE_METADATA_SINCE = 10
 _LEAST_IR_VERSION = 4  # initializers need not be graph inputs any more
 
@@ -90,6 +92,38 @@ def emit_onnx(
     return [path, *written]
 
 
+def emit_for_child(program: Program, path: Path) -> list[Path]:
+    """Write a model for the isolated child; return its files, the model first.
+
+    Large weights that lie in files stay there: the model names these files, by absolute paths,
+    which only a child that is told them reads. Others go to ``<name>.data``. What an earlier model
+    of this name had there is replaced.
+
+    Args:
+        program: The model.
+        path: A file in a private folder.
+    """
+    fields: list[TensorField] = []
+    own = path.with_suffix(".data")
+    for stale in (path, own):
+        # The child may still have it mapped: it must not change under it.
+        stale.unlink(missing_ok=True)
+    files: dict[Path, None] = {path: None}
+    with own.open("wb") as data:
+        for name, tensor in _tensors(program.graph):
+            place, location = None, Path(own.name)
+            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes >= _REFERRED_BYTES:
+                place, location = (tensor.offset or 0, tensor.nbytes), Path(tensor.path).absolute()
+            elif _is_streamed(tensor) and tensor.nbytes > _LARGEST_INLINE_BYTES:
+                place = _append(data, tensor)
+            if place is not None:
+                files[path.parent / location] = None
+            fields.append(_field(name, tensor, place, "" if place is None else str(location)))
+    with path.open("wb") as file:
+        write_model(file, *_small_parts(program, None), fields)
+    return list(files)
+
+
 def _tensors(graph: ir.Graph) -> list[tuple[str, ir.TensorProtocol]]:
     result = []
     for name, value in graph.initializers.items():
@@ -144,15 +178,17 @@ def _write_tensor(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
 
 def _write_data(path: Path, tensors: list[ir.TensorProtocol]) -> list[tuple[int, int]]:
     """Write ``tensors`` one after another, aligned; return (offset, length) of each."""
-    places = []
     with path.open("wb") as file:
-        for tensor in tensors:
-            step = 65536 if tensor.nbytes >= 1 << 20 else 4096
-            file.seek(-(-file.tell() // step) * step)
-            start = file.tell()
-            _write_tensor(tensor, file)
-            places.append((start, file.tell() - start))
-    return places
+        return [_append(file, tensor) for tensor in tensors]
+
+
+def _append(file: BinaryIO, tensor: ir.TensorProtocol) -> tuple[int, int]:
+    """Write ``tensor`` at the next multiple of its alignment; return (offset, length)."""
+    step = 65536 if tensor.nbytes >= 1 << 20 else 4096
+    file.seek(-(-file.tell() // step) * step)
+    start = file.tell()
+    _write_tensor(tensor, file)
+    return start, file.tell() - start
 
 
 def _digest(path: Path) -> str:

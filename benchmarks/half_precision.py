@@ -25,20 +25,18 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.quantization import (  # noqa: E402
-    NETWORKS,
-    assets,
-    evaluate,
-    evaluator,
-    metric,
-    samples,
-    session,
-)
+from benchmarks.int8_splits import SPLITS, assets  # noqa: E402
+from benchmarks.int8_trained import evaluator, metric, session  # noqa: E402
 
 # Samples that the search sees; the next ones judge the result.
 SEEN, JUDGED = 8, 8
 # Sizes to plan at, where the file states no upper bound.
 SIZES = {"espcn_x3": {"bindings": {"batch": 1, "height": 80, "width": 80}}}
+NETWORKS = (
+    "mnist_cntk", "resnet8_cifar10_nhwc", "resnet20_cifar10", "dscnn_kws",
+    "squeezenet1_1_imagenet", "lprnet_plate", "ultraface_rfb320", "yolox_nano_416", "espcn_x3",
+    "sinet_portrait", "deeplabv3_mnv2_portrait",
+)  # fmt: skip
 BUILDERS = ("mobilenet_v2", "bert", "vit_b_16", "resnet18", "llama_prefill", "convnext_tiny")
 
 
@@ -139,7 +137,7 @@ def ort_converted(path: Path, out: Path) -> None:
 def network(name: str, options: argparse.Namespace, out: Path, module: Any) -> dict[str, Any]:
     """Convert and measure one trained network."""
     path = assets() / "models" / f"{name}.onnx"
-    feeds = samples(path, NETWORKS[name])
+    feeds = list(SPLITS[name]())
     seen, judged = feeds[:SEEN], feeds[SEEN : SEEN + JUDGED] or feeds[:SEEN]
     files = {"fp32": path, "ours": out / "ours" / path.name, "ort": out / "ort" / path.name}
     row: dict[str, Any] = {"network": name}
@@ -147,7 +145,7 @@ def network(name: str, options: argparse.Namespace, out: Path, module: Any) -> d
         path, options.type, options.target, seen, files["ours"], **SIZES.get(name, {})
     )
     wanted = outputs(path, judged)
-    row["metric"] = {"fp32": metric(evaluate(module, path.parent, name))}
+    row["metric"] = {"fp32": metric(module, path.parent, name)}
     row["sqnr"], row["casts"], row["bytes"] = {}, {}, {}
     for kind in ("ours", "ort"):
         try:
@@ -158,7 +156,7 @@ def network(name: str, options: argparse.Namespace, out: Path, module: Any) -> d
             rounded = out / f"{kind}-emulated" / path.name
             emulated_file(files[kind], options.type, rounded)
             row["sqnr"][kind] = sqnr(wanted, outputs(rounded, judged))
-            row["metric"][kind] = metric(evaluate(module, rounded.parent, name))
+            row["metric"][kind] = metric(module, rounded.parent, name)
         except Exception as error:  # the row says what could not be done
             row[f"{kind}_failed"] = f"{type(error).__name__}: {error}"[:160]
         if files[kind].exists():

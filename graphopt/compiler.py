@@ -1,7 +1,7 @@
 """The compile itself: front end, baseline, passes, plan, limit, verification, in that order."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from graphopt.memory.planning import make_plan
 from graphopt.memory.sizes import input_symbols
 from graphopt.numerics.compare import Comparison, Tolerance
 from graphopt.options import HALF_PRECISIONS, CompileOptions
+from graphopt.pipeline.base import Pass
 from graphopt.pipeline.instruments import CompareEach, DumpText, MeasureMemory
 from graphopt.pipeline.pipeline import Instrument, PassPipeline, PassReport, build_passes
 from graphopt.quantization.precisions import WEIGHT_PRECISIONS, weight_precision_passes
@@ -367,12 +368,18 @@ def _weight_rounder(
 def as_it_runs(program: Program, target: Target) -> Program:
     """Return ``program`` in the operators that the runtime of ``target`` computes.
 
-    onnxruntime computes nodes between Q and DQ in integer operators, and the floats between them
-    are never in memory. Without such nodes this is ``program`` itself.
+    onnxruntime computes nodes between Q and DQ in integer operators, and so do devices that compute
+    nothing else: the floats between them are never in memory. Without such nodes this is
+    ``program`` itself.
     """
-    if target.runtime.executes_with != "onnxruntime" or target.kind != "cpu":
-        return program
     if not any(is_onnx(node, "QuantizeLinear") for node in program.graph):
+        return program
+    if target.quantization is not None and target.quantization.full_integer:
+        from graphopt.quantization.planned_form import planned_form
+
+        in_place_ops = target.compute.in_place_ops or ()
+        return replace(program, model=planned_form(program.model, in_place_ops))
+    if target.runtime.executes_with != "onnxruntime" or target.kind != "cpu":
         return program
     from graphopt.passes.fuse_qdq import FuseQdq
 
@@ -392,6 +399,7 @@ def _quantize(
     """Quantize ``program`` in place for ``target``; adds to ``reports`` what the passes did."""
     from graphopt.numerics.quantize import Quantizer
     from graphopt.passes.raise_opset import RaiseOpset
+    from graphopt.passes.split_products import SplitProducts
 
     told = options.progress
     quantizer = Quantizer(
@@ -404,13 +412,26 @@ def _quantize(
         progress=None if told is None else lambda done, what: told(done, done + 1, what),
     )
     # What the float graph around the conversions would take is nobody's memory: not measured.
-    for make in (lambda: (RaiseOpset(),), quantizer.prepare, quantizer.run):
+    steps: list[Callable[[], tuple[Pass, ...]]] = [
+        lambda: (RaiseOpset(),),
+        quantizer.lower,
+        quantizer.prepare,
+        quantizer.run,
+        # Bits stay as they were measured.
+        lambda: (SplitProducts(),) if _has_products(program) else (),
+    ]
+    for make in steps:
         pipeline = PassPipeline(make(), (), options.progress)
         for report in pipeline.run(program):
             report.index = len(reports) + 1
             reports.append(report)
     quantizer.forget()
     return quantizer
+
+
+def _has_products(program: Program) -> bool:
+    """Return whether there are products of integers with a float result."""
+    return any(node.op_type == "MatMulIntegerToFloat" for node in program.graph)
 
 
 def _halve(

@@ -109,6 +109,11 @@ CODES_OF_PARTS: dict[str, str] = {
         "The text is no `package.module:function` and no `file.py:function`. Write one of these "
         "forms."
     ),
+    "full-integer-operator": (
+        "The target computes nothing but integers and has no integer kernel for these nodes. "
+        "Rewrite or cut off what they do, name further operators in its [quantization] when its "
+        "compiler has them, or choose another target."
+    ),
     "half-error": (
         "The model in half precision is below the accepted signal-to-noise ratio. Accept less with "
         "Tolerance(sqnr_db=), or keep nodes float32."
@@ -199,10 +204,6 @@ CODES_OF_PARTS: dict[str, str] = {
     "quantization-error": (
         "The quantized model is below the accepted signal-to-noise ratio. Accept less with "
         "Tolerance(sqnr_db=), or calibrate on more samples."
-    ),
-    "quantization-full-integer": (
-        "The target wants integer inputs and outputs, which is not served. Use the vendor's "
-        "quantizer."
     ),
     "quantization-opset": (
         "The opset is below 13, which integer weights per channel need. Run raise-opset; its "

@@ -18,7 +18,7 @@ import shutil
 import sys
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ Task = Callable[[Path, dict[str, Any]], dict[str, Any]]
 # axis from one so large.
 _LARGE_BYTES = 4096
 _MAX_SESSIONS = 2
+# Weights up to this size are there when the kernels are asked for.
+_LARGEST_READ_BYTES = 1 << 20
 _OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "length_error")
 # Types that numpy has not: name in onnxruntime -> name in ml_dtypes.
 _NARROW_FLOATS = {
@@ -174,9 +176,9 @@ def _leave_out_weights(model: Any) -> None:
         tensor.CopyFrom(header)
 
 
-def load(_: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+def load(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     """Make an onnxruntime session and tell its signature."""
-    session = _session(arguments["model"], arguments)
+    session = _session(folder, arguments["model"], arguments)
     return {
         side: [{"name": v.name, "type": v.type, "shape": list(v.shape)} for v in values]
         for side, values in (("inputs", session.get_inputs()), ("outputs", session.get_outputs()))
@@ -186,35 +188,58 @@ def load(_: Path, arguments: dict[str, Any]) -> dict[str, Any]:
 def run(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     """Run models on samples, one sample at a time."""
     feeds = read_arrays(folder / FEEDS_FILE, arguments["feeds"])
-    outputs = []
-    for path in arguments["models"]:
-        session = _session(path, arguments)
-        try:
-            outputs.append([_run_once(session, feed) for feed in feeds])
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise RefusedError("runtime-failed", _runtime_text(error)) from error
-    return {"outputs": outputs}
+    return {"outputs": [_run_all(folder, path, arguments, feeds) for path in arguments["models"]]}
+
+
+def _run_all(
+    folder: Path, path: str, arguments: Mapping[str, Any], feeds: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the outputs of every sample by name."""
+    # Not at the top: a child that only checks a model starts without onnx.
+    from graphopt.isolated_pieces import NotInPiecesError, Pieces
+
+    session = _session(folder, path, arguments)
+    try:
+        if isinstance(session, Pieces):
+            try:
+                found = session.run(feeds)
+            except NotInPiecesError:
+                session = _session(folder, path, {**arguments, "whole": True})
+            else:
+                return [{name: _array_of(v) for name, v in one.items()} for one in found]
+        return [_run_once(session, feed) for feed in feeds]
+    except (MemoryError, RefusedError):
+        raise
+    except Exception as error:
+        raise RefusedError("runtime-failed", _runtime_text(error)) from error
 
 
 _SESSIONS: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 
 
-def _session(path: str, arguments: Mapping[str, Any]) -> Any:
-    """Return a session, one of the last two when file and options are the same."""
+def _session(folder: Path, path: str, arguments: Mapping[str, Any]) -> Any:
+    """Return a session or pieces, of the last two when file and options are the same."""
     status = os.stat(path)
     extra = tuple(arguments.get("extra_outputs", ()))
     level = arguments.get("optimization", "all")
     threads = arguments.get("threads", 1)
-    key = (path, status.st_ino, status.st_size, status.st_mtime_ns, extra, level, threads)
+    data_files = tuple(arguments.get("data_files", ()))
+    whole = bool(arguments.get("whole"))
+    file = (path, status.st_ino, status.st_size, status.st_mtime_ns)
+    key = (*file, data_files, extra, level, threads, whole)
     if key in _SESSIONS:
         _SESSIONS.move_to_end(key)
         return _SESSIONS[key]
     while len(_SESSIONS) >= _MAX_SESSIONS:
         _SESSIONS.popitem(last=False)
     try:
-        _SESSIONS[key] = _make_session(path, extra, level, threads)
+        found = None
+        if data_files and level == "disabled":
+            found = _with_mapped_weights(folder, path, arguments, whole)
+        if found is None:
+            with _weights_beside(folder, path, data_files) as source:
+                found = _make_session(source, _options(level, threads), extra)
+        _SESSIONS[key] = found
     except MemoryError:
         raise
     except Exception as error:
@@ -222,9 +247,43 @@ def _session(path: str, arguments: Mapping[str, Any]) -> Any:
     return _SESSIONS[key]
 
 
-def _make_session(
-    path: str, extra: tuple[str, ...], level: str, threads: int, optimized: Path | None = None
-) -> Any:
+def _with_mapped_weights(folder: Path, path: str, arguments: Mapping[str, Any], whole: bool) -> Any:
+    """Return what runs a model whose weights are large, or in files that onnxruntime refuses.
+
+    None for other models, which it opens itself.
+    """
+    import onnx
+
+    from graphopt.isolated_pieces import Pieces, Weights, make_placeholder
+
+    model = onnx.load(path, load_external_data=False)
+    _add_outputs(model, arguments.get("extra_outputs", ()))
+    weights = Weights(model, os.path.dirname(path), arguments["data_files"])
+    make_placeholder(folder)
+    threads = arguments.get("threads", 1)
+
+    def make(serialized: bytes, values: Mapping[str, Any]) -> Any:
+        options = _options("disabled", threads)
+        for name, value in values.items():
+            options.add_initializer(name, value)
+        session = _make_session(serialized, options, folder=folder)
+        # onnxruntime only points at them.
+        session.held_weights = dict(values)
+        return session
+
+    pieces = Pieces(model, weights, make)
+    if pieces.large and pieces.fit and not whole:
+        return pieces
+    if not weights.elsewhere:
+        return None
+    given, values = weights.provide(model.graph.initializer, {})
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(given)
+    return make(model.SerializeToString(), values)
+
+
+def _options(level: str, threads: int) -> Any:
+    """Return the options of a session."""
     import onnxruntime
 
     fatal = 4
@@ -242,29 +301,36 @@ def _make_session(
         "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
         "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
     }[level]
-    model: str | bytes = path
-    if optimized is not None:
-        options.optimized_model_filepath = os.fspath(optimized)
-    if extra:
-        model = _with_outputs(path, extra)
+    return options
+
+
+def _make_session(
+    model: str | bytes, options: Any, extra: Iterable[str] = (), folder: Path | None = None
+) -> Any:
+    """Make a session of a file, or of a model in memory whose data files are in ``folder``."""
+    import onnx
+    import onnxruntime
+
+    if extra and isinstance(model, str):
+        folder = Path(model).parent
+        loaded = onnx.load(model, load_external_data=False)
+        _add_outputs(loaded, extra)
+        model = loaded.SerializeToString()
+    if folder is not None:
         options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", os.path.dirname(path)
+            "session.model_external_initializers_file_folder_path", os.fspath(folder)
         )
-    providers = ["CPUExecutionProvider"]
-    return onnxruntime.InferenceSession(model, options, providers=providers)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _with_outputs(path: str, names: tuple[str, ...]) -> bytes:
-    """Return the serialized model with more values as outputs."""
+def _add_outputs(model: Any, names: Iterable[str]) -> None:
+    """Make more values outputs of ``model``."""
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
     present = {info.name for info in model.graph.output}
     for name in names:
         if name not in present:
             model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
-    serialized: bytes = model.SerializeToString()
-    return serialized
 
 
 def _run_once(session: Any, feed: Mapping[str, Any]) -> dict[str, Any]:
@@ -312,20 +378,15 @@ def _array_of(value: Any) -> Any:
 
 
 def observe(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Run a model on samples and reduce every named value to a histogram, here, one at a time."""
+    """Run a model on samples and reduce every named value to a histogram, here."""
     from graphopt.quantization.histogram import Histogram, histogram_of
 
     feeds = read_arrays(folder / FEEDS_FILE, arguments["feeds"])
     axes = arguments["channel_axes"]
-    session = _session(arguments["model"], arguments)
     found: dict[str, Histogram] = {}
-    for feed in feeds:
-        try:
-            values = {**feed, **_run_once(session, feed)}
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise RefusedError("runtime-failed", _runtime_text(error)) from error
+    outputs = _run_all(folder, arguments["model"], arguments, feeds)
+    for feed, made in zip(feeds, outputs, strict=True):
+        values = {**feed, **made}
         for name in arguments["names"]:
             seen = histogram_of(values.pop(name), axes.get(name))
             found.setdefault(name, Histogram()).merge(seen)
@@ -337,15 +398,27 @@ def kernels(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     import onnx
 
     path = folder / "optimized.onnx"
+    options = _options("all", 1)
+    for key, value in {
+        "session.disable_prepacking": "1",
+        "session.optimized_model_external_initializers_file_name": "optimized.data",
+        "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+    }.items():
+        options.add_session_config_entry(key, value)
+    options.optimized_model_filepath = os.fspath(path)
+    # Only the nodes are read: what onnxruntime writes of the weights goes nowhere.
+    path.with_name("optimized.data").symlink_to(os.devnull)
     try:
-        _make_session(arguments["model"], (), "all", 1, optimized=path)
+        data_files = arguments.get("data_files", ())
+        with _weights_beside(folder, arguments["model"], data_files, _LARGEST_READ_BYTES) as source:
+            _make_session(source, options)
         model = onnx.load(path, load_external_data=False)
     except MemoryError:
         raise
     except Exception as error:
         raise RefusedError("runtime-refused", _runtime_text(error)) from error
     finally:
-        for file in folder.glob("optimized.onnx*"):
+        for file in folder.glob("optimized.*"):
             file.unlink()
     nodes = [
         {
@@ -358,6 +431,45 @@ def kernels(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         for node in model.graph.node
     ]
     return {"nodes": nodes}
+
+
+@contextlib.contextmanager
+def _weights_beside(
+    folder: Path, path: str, data_files: Iterable[str], largest: int | None = None
+) -> Iterator[str]:
+    """Give a model that onnxruntime opens, also where the weights of ``path`` lie elsewhere.
+
+    Args:
+        folder: Where a copy is made, for the time that it takes to make a session of it.
+        path: The model; given itself where it names files beside it only.
+        data_files: Files that may be read.
+        largest: Larger weights are zeros: what onnxruntime makes of a node does not depend on what
+            is in them.
+    """
+    if not data_files:
+        yield path
+        return
+    import onnx
+
+    from graphopt.isolated_pieces import Weights
+
+    model = onnx.load(path, load_external_data=False)
+    weights = Weights(model, os.path.dirname(path), data_files)
+    if not weights.elsewhere:
+        yield path
+        return
+    copy = folder / "copy.onnx"
+    data = copy.with_suffix(".data")
+    try:
+        with data.open("wb") as file:
+            for tensor in model.graph.initializer:
+                if tensor.name in weights.places:
+                    weights.move(tensor, file, largest)
+        copy.write_bytes(model.SerializeToString())
+        yield os.fspath(copy)
+    finally:
+        for made in (copy, data):
+            made.unlink(missing_ok=True)
 
 
 def run_arena(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -161,7 +161,9 @@ class Worker:
         ==============  ===================================================  ======================
 
         ``optimization`` is "all" (the default), "extended", "basic" or "disabled"; ``threads`` of
-        onnxruntime default to 1. ``data_files`` are counted for the default of the memory.
+        onnxruntime default to 1. ``data_files`` are those that weights lie in: the child may read
+        them itself, wherever they are, and they are counted for the default of the memory. Without
+        optimization a model with large ones runs a piece at a time (``isolated_pieces``).
 
         Raises:
             InvalidModelError: the checker refuses the model, or native code crashed on it.
@@ -367,7 +369,10 @@ def _make_paths_absolute(arguments: dict[str, Any]) -> list[str]:
     if "models" in arguments:
         arguments["models"] = [os.path.abspath(path) for path in arguments["models"]]
         paths += arguments["models"]
-    return paths + [os.path.abspath(path) for path in arguments.pop("data_files", ())]
+    if "data_files" in arguments:
+        arguments["data_files"] = [os.path.abspath(path) for path in arguments["data_files"]]
+        paths = paths + arguments["data_files"]
+    return paths
 
 
 def _subject(task: str, paths: list[str]) -> str:

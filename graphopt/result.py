@@ -133,11 +133,12 @@ class CompileResult:
 
     def _save_for_torch(self, path: Path, *, arena: bool) -> list[Path]:
         from graphopt.numerics.torch_files import save_for_torch, save_with_arena
+        from graphopt.quantization.interface import integer_samples
 
         options: dict[str, Any] = {
             "verify": self.verification is not None,
             "tolerance": None if self.verification is None else self.verification.tolerance,
-            "example_inputs": self.example_inputs,
+            "example_inputs": integer_samples(self.program.model, self.example_inputs),
             "inputs": self.input_files,
         }
         if not arena:
@@ -154,12 +155,22 @@ class CompileResult:
     def run(self, feeds: "Mapping[str, npt.NDArray[Any]]") -> "dict[str, npt.NDArray[np.generic]]":
         """Run the result in onnxruntime on one set of inputs, in a child process.
 
+        Args:
+            feeds: By name of input. Where inputs and outputs of the result are integers in the
+                place of floats, floats are converted by the scales that it states and so are the
+                outputs; integers are fed as they are, and give integers.
+
         Raises:
             UnsupportedError: onnxruntime cannot run it.
         """
         from graphopt.numerics.verify import run_program
+        from graphopt.quantization.interface import interface_of, with_float_interface
 
-        return run_program(self.program, dict(feeds))
+        converted = [port.name for port in interface_of(self.program.model).inputs]
+        floats = any(getattr(feeds.get(name), "dtype", None) == "float32" for name in converted)
+        return run_program(
+            with_float_interface(self.program) if floats else self.program, dict(feeds)
+        )
 
     def explain(self, name: str) -> str:
         """Say where a tensor lies and why it is alive at the peak, or what became of a node.

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphopt.ir.constants import Array, array_of, constant_of, read_array
 from graphopt.ir.program import is_onnx, tag
 from graphopt.passes._edit import Edit
-from graphopt.passes._linear import bias_of, linear_of, scale_weight, set_bias
+from graphopt.passes._linear import bias_of, linear_of, scale_weight, set_bias, wide_product
 from graphopt.quantization.equalization import LINEAR, Region, input_maxima
 from graphopt.quantization.rules import RULES
 
@@ -109,10 +109,10 @@ def _multiplied(old: ir.TensorProtocol, node: ir.Node, factors: Array) -> ir.Ten
             groups = len(factors) // array.shape[1]
             shape = (groups, array.shape[0] // groups, *array.shape[1:])
             spread = factors.reshape(groups, 1, array.shape[1], *(1,) * (array.ndim - 2))
-            return (array.reshape(shape) * spread).reshape(array.shape).astype(array.dtype)
+            return wide_product(array.reshape(shape), spread).reshape(array.shape)
         flag = node.attributes.get("transB")
         rows = flag is None or flag.as_int() == 0
-        return (array * (factors[:, None] if rows else factors)).astype(array.dtype)
+        return wide_product(array, factors[:, None] if rows else factors)
 
     return ir.Tensor(read_array(old, multiply), dtype=old.dtype)
 

@@ -13,23 +13,23 @@ import onnx_ir as ir
 from networkx.utils import UnionFind
 
 from graphopt.ir.constants import constant_of, static_dims
-from graphopt.ir.program import bodies_of
+from graphopt.ir.program import bodies_of, graphs_of
 
 
 def neutral_cones(
     graph: ir.Graph, may_fold: Callable[[ir.Node], bool], small_bytes: int
 ) -> frozenset[ir.Node]:
-    """Return the nodes of ``graph`` that may be folded together.
+    """Return the nodes below ``graph`` that may be folded together.
 
     Args:
-        graph: The main graph, in topological order.
+        graph: The main graph, in topological order; nested graphs are looked at, too.
         may_fold: Whether a node whose inputs are all constant can be computed, bytes apart.
         small_bytes: Constants of up to this size are not counted.
     """
     inside: dict[ir.Node, None] = {}
     cones: UnionFind[ir.Node] = UnionFind()
     first_reader: dict[ir.Value, ir.Node] = {}
-    for node in graph:
+    for node in (node for inner in graphs_of(graph) for node in inner):
         if not _is_constant(node, inside) or not may_fold(node) or _bytes(node.outputs) is None:
             continue
         inside[node] = None

@@ -15,6 +15,7 @@ from graphopt.ir.program import dims_of, is_onnx
 from graphopt.ir.rewrite import Rewriter, sole_user
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
+_PIECE_ELEMENTS = 1 << 20
 _LAZY_BYTES = 1 << 16
 
 
@@ -131,19 +132,29 @@ def scale_weight(linear: Linear, factor: Array) -> None:
         linear.weight.const_value.name = old.name
 
 
+def wide_product(array: Array, spread: Array) -> Array:
+    """Return ``array * spread``, made in float64 a piece at a time."""
+    made = np.empty_like(array, order="C")
+    along = spread.ndim == array.ndim and len(spread) > 1
+    step = max(1, _PIECE_ELEMENTS // max(1, array.size // max(1, len(array))))
+    for start in range(0, len(array), step):
+        some = slice(start, start + step)
+        made[some] = array[some].astype(np.float64) * (spread[some] if along else spread)
+    return made
+
+
 def _scaled(old: ir.TensorProtocol, linear: Linear, factor: Array) -> ir.TensorProtocol:
     def multiply(array: Array) -> Array:
-        wide = array.astype(np.float64)
-        shape = wide.shape
+        shape = array.shape
         if is_onnx(linear.node, "ConvTranspose"):
             # Weights are [in, out / groups, ...]; group g holds rows of in and its own outputs.
             groups = linear.channels // shape[1]
-            wide = wide.reshape(groups, shape[0] // groups, *shape[1:])
+            array = array.reshape(groups, shape[0] // groups, *shape[1:])
             spread = factor.reshape(groups, 1, shape[1], *(1,) * (len(shape) - 2))
         elif is_onnx(linear.node, "Conv") or _is_transposed(linear.node):
             spread = factor.reshape(-1, *(1,) * (len(shape) - 1))
         else:
             spread = factor
-        return (wide * spread).reshape(shape).astype(array.dtype)
+        return wide_product(array, spread).reshape(shape)
 
     return ir.Tensor(read_array(old, multiply), dtype=old.dtype)

@@ -9,11 +9,10 @@ from graphopt.errors import OptionError, UnsupportedError
 from graphopt.ir.program import opset_of
 from graphopt.passes._edit import Edit
 from graphopt.pipeline.base import Pass, PassResult
-from graphopt.quantization.description import Description, Plan, description_of
+from graphopt.quantization.description import Description, Plan, description_of, operators_for
 from graphopt.quantization.emission import emit
 from graphopt.quantization.placement import place
 from graphopt.quantization.ranges import LIMITS, Scheme
-from graphopt.quantization.rules import DEFAULT_OPERATORS
 from graphopt.quantization.weights import WeightScheme
 
 LEAST_OPSET = 13
@@ -29,6 +28,17 @@ class InsertQdq(Pass):
         2. An operator with an integer kernel, or one that only moves elements, stands between
            integer nodes. What moves shares one scale.
         3. A ``Relu``, or a ``Clip`` around zero, follows an integer node: saturation replaces it.
+        4. ``Gather`` picks rows of a constant table: the table is stored as int8, and the rows are
+           widened behind the ``Gather``. A table that is also the weight of an integer node is
+           stored once.
+        5. ``operators`` names ``MatMulIntegerToFloat``: a ``MatMul`` that gives its result as float
+           is written as this operator, which takes the bias of the ``Add`` behind it, too.
+        6. ``operators`` names ``Sum``: a float ``Add`` in front of a ``LayerNormalization`` is
+           written as ``Sum``, which onnxruntime does not fuse into a slower kernel.
+        7. ``full_integer``: every node that reads or makes floats, instead of the above. All floats
+           between nodes get Q/DQ, those of inputs and outputs too; what copies or joins elements
+           shares one scale, and what cannot is brought to it by Q/DQ of its own. A node without
+           such a form is an error.
 
     Leaves alone:
         1. ``kept-float``: ``keep_float`` names the node.
@@ -39,6 +49,7 @@ class InsertQdq(Pass):
         6. ``float-neighbours``: nothing around the node is integer, so conversions would cost more.
         7. ``no-integer-reader``: only float nodes or graph outputs use the result.
         8. ``already-quantized``: it reads a ``DequantizeLinear``.
+        9. ``shared-with-float``: the table of a ``Gather`` is also read as floats.
 
     Preserves:
         Names, types and shapes of graph inputs and outputs, which stay float. Numbers change by the
@@ -51,10 +62,14 @@ class InsertQdq(Pass):
         reduce_range: Leave room for kernels that add two products in 16 bits.
         quantize_results: Also quantize results that no integer node reads.
         integer_bias: Store biases as int32.
-        operators: Operators with integer kernels; empty for all known.
-        keep_float: Names of nodes to leave alone.
+        operators: Operators with integer kernels, and forms to write out; empty for all known
+            operators and no forms.
+        keep_float: Names of nodes to leave alone; with ``full_integer`` to measure the others only.
         store_kept: Store the weights of nodes that ``keep_float`` names as int8 all the same: the
             file stays small, and each run widens them.
+        keep_wide: Names of such nodes whose weights stay floats.
+        full_integer: The device computes nothing but integers.
+        per_tensor: Operators whose weights have one scale although ``per_channel``.
         ranges: Ranges as ``value=low:high``; empty for those that calibration left in the model.
 
     Example:
@@ -75,6 +90,9 @@ class InsertQdq(Pass):
     operators: tuple[str, ...] = ()
     keep_float: tuple[str, ...] = ()
     store_kept: bool = True
+    keep_wide: tuple[str, ...] = ()
+    full_integer: bool = False
+    per_tensor: tuple[str, ...] = ()
     ranges: tuple[str, ...] = ()
 
     def call(self, model: ir.Model) -> PassResult:
@@ -89,9 +107,15 @@ class InsertQdq(Pass):
         description = self._description(model)
         plan = self._plan()
         placement = place(model, description, plan, frozenset(self.keep_float))
+        wide = frozenset(self.keep_wide)
+        placement.stored = [node for node in placement.stored if node.name not in wide]
         for node, (reason, detail) in placement.reasons.items():
             edit.skip(reason, node, detail)
-        if any(rule.kind == "linear" for rule in placement.integer.values()):
+        chosen = any(
+            self.full_integer or rule.kind == "linear" or rule.table
+            for rule in placement.integer.values()
+        )
+        if chosen or (self.store_kept and placement.stored):
             emit(edit, placement, description, plan, store_kept=self.store_kept)
         return edit.result()
 
@@ -104,9 +128,11 @@ class InsertQdq(Pass):
         return Plan(
             activation=Scheme(self.activation, self.symmetric),
             weight=WeightScheme(self.per_channel, self.reduce_range),
-            operators=frozenset(self.operators or DEFAULT_OPERATORS),
-            quantize_results=self.quantize_results,
-            integer_bias=self.integer_bias,
+            operators=operators_for(self.operators, full_integer=self.full_integer),
+            quantize_results=self.quantize_results or self.full_integer,
+            integer_bias=self.integer_bias or self.full_integer,
+            full_integer=self.full_integer,
+            per_tensor=frozenset(self.per_tensor),
         )
 
     def _description(self, model: ir.Model) -> Description:

@@ -23,6 +23,7 @@ LAYERS = (
         "safe_files",
         "isolation",
         "isolated_child",
+        "isolated_pieces",
         "arena_memory",
         "arena_kernels",
         "arena_in_place",
@@ -62,6 +63,7 @@ MAY_IMPORT_ONNX = (
     "numerics/",
     "backends/",
     "isolated_child.py",
+    "isolated_pieces.py",
     "arena_kernels.py",
     "arena_tasks.py",
 )

@@ -155,6 +155,21 @@ def _matmul_integer(
     return torch.matmul(left, _centred(b, b_zero)).to(torch.int64).to(torch.int32)
 
 
+@op("MatMulIntegerToFloat", domain="com.microsoft")
+def _matmul_integer_to_float(
+    a: Tensor,
+    b: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    a_zero: Tensor | None = None,
+    b_zero: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    product = torch.matmul(_centred(a, a_zero), _centred(b, b_zero)).to(a_scale.dtype)
+    result = product * (a_scale * b_scale)
+    return result if bias is None else result + bias
+
+
 def _channels(zero: Tensor | None, rank: int) -> list[int] | None:
     return None if zero is None or zero.dim() == 0 else [-1, *[1] * (rank - 1)]
 

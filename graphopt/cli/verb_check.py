@@ -50,12 +50,12 @@ def run_check(
             f"largest error {comparison.max_rel_error:.3g} of the scale; accepted {rtol:g}"
         )
     if plan_file is not None:
-        plan = _verify_plan(program, plan_file)
+        plan, planned = _verify_plan(program, plan_file)
         done["plan"] = {"file": str(plan_file), "arena_bytes": plan.arena_bytes}
         lines.append(
             f"  {plan_file}: plan proven: {len(plan.steps)} steps inside {plan.arena_bytes} bytes"
         )
-        done["plan"]["run"], line = _execute_plan(program, plan, seed)
+        done["plan"]["run"], line = _execute_plan(planned, plan, seed)
         lines.append(f"  {plan_file}: {line}")
     if as_json:
         print_json(done)
@@ -87,8 +87,9 @@ def _compare(
     trust: bool,
 ) -> Comparison:
     from graphopt.numerics.verify import Reference
+    from graphopt.quantization.interface import with_float_interface
 
-    candidate, _ = _open(other, trust=trust)
+    candidate = with_float_interface(_open(other, trust=trust)[0])
     infer_shapes(candidate)
     reference = Reference(program, examples, bindings=bindings, tolerance=tolerance, seed=seed)
     try:
@@ -120,14 +121,17 @@ def _execute_plan(program: Program, plan: MemoryPlan, seed: int) -> tuple[dict[s
     )
 
 
-def _verify_plan(program: Program, path: Path) -> MemoryPlan:
+def _verify_plan(program: Program, path: Path) -> tuple[MemoryPlan, Program]:
     """Verify a plan file against the model, with the target and sizes that it states.
+
+    Returns:
+        The plan, and the model in the operators that it was made for.
 
     Raises:
         OptionError: the file is no plan, or a plan of another model.
         VerificationError: the plan is wrong.
     """
-    from graphopt.compiler import plannable
+    from graphopt.compiler import as_it_runs, plannable
     from graphopt.memory.planning import verify_for_program
     from graphopt.targets.schema import Target
 
@@ -137,12 +141,14 @@ def _verify_plan(program: Program, path: Path) -> MemoryPlan:
         raise OptionError("plan-unreadable", f"cannot read '{path}': {error}") from error
     plan = MemoryPlan.from_json(text)
     try:
+        target = Target.model_validate(plan.target)
         planned, upper_bounds = plannable(program, plan.model.bindings)
-        verify_for_program(plan, planned, Target.model_validate(plan.target), upper_bounds)
+        planned = as_it_runs(planned, target)
+        verify_for_program(plan, planned, target, upper_bounds)
     except InvariantError as error:
         raise VerificationError(
             "plan-rejected",
             f"'{path}' is wrong for this model: {error.message}",
             hint="was the plan made for this file? A plan belongs to the model it was made from",
         ) from error
-    return plan
+    return plan, planned

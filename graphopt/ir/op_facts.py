@@ -71,7 +71,7 @@ _ONNX = _UNARY | _BROADCAST | _MOVES | _RANDOM | _CONDITIONAL | _OTHERS
 # Operators of ONNX Runtime's own domain that are functions of their inputs.
 _MICROSOFT = _names(
     "BiasGelu DynamicQuantizeLSTM FastGelu FusedConv FusedGemm FusedMatMul GatherBlockQuantized "
-    "Gelu MatMulBnb4 MatMulNBits QLinearAdd QLinearAveragePool QLinearConcat "
+    "Gelu MatMulBnb4 MatMulIntegerToFloat MatMulNBits QLinearAdd QLinearAveragePool QLinearConcat "
     "QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearSigmoid QuickGelu"
 )
 # Outputs that a node may leave out. BatchNormalization is not here: before opset 14 its number of

@@ -9,6 +9,7 @@ several runs per sample. Samples may differ in shape.
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,14 @@ class Calibration:
         histograms: By name of value.
         samples: Number of samples seen.
         kept: Some of the samples, to measure the error of the result on.
+        stride: Every how many-th sample is kept.
         gated: Values of which only ``x * sigmoid(x)`` is used.
     """
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
     samples: int = 0
     kept: list[Feed] = field(default_factory=list)
+    stride: int = 1
     gated: frozenset[str] = frozenset()
 
     def describe(self, method: str, scheme: Scheme) -> Description:
@@ -187,23 +190,37 @@ def _observe(
         histograms.setdefault(name, Histogram()).merge(Histogram(**plain))
 
 
-def recalibrate(program: Program, before: Calibration, operators: frozenset[str]) -> Calibration:
+def recalibrate(
+    program: Program,
+    before: Calibration,
+    operators: frozenset[str],
+    worker: Worker | None = None,
+) -> Calibration:
     """Return what was observed of ``program``, whose channels a pass has evened out.
 
     Values that the pass left alone are as they were. Of the others, the channels' extremes over all
     samples follow from those observed; how elements are spread between them is observed again, on
     the samples that were kept.
+
+    Args:
+        program: The program after the pass.
+        before: What was observed before it.
+        operators: Operators that the target may quantize.
+        worker: The child that runs it; None: one of its own.
     """
     divided: dict[str, Divided] = program.model.meta.get(FACTS_KEY, {})
     values = [v for v in observed_values(program.model, operators) if v.name in divided]
     names = frozenset(v.name or "" for v in observed_values(program.model, operators))
     result = replace(before, histograms={})
     axes = _channel_axes(program.model, operators)
-    with tempfile.TemporaryDirectory(prefix="graphopt-calibrate-") as folder, Worker() as worker:
+    with (
+        tempfile.TemporaryDirectory(prefix="graphopt-calibrate-") as folder,
+        Worker() if worker is None else nullcontext(worker) as running,
+    ):
         files = emit_for_child(program, Path(folder) / "model.onnx")
         for feed in before.kept:
             for group in grouped(program, values, feed, OBSERVED_BYTES):
-                _observe(worker, files, [feed], group, axes, result.histograms)
+                _observe(running, files, [feed], group, axes, result.histograms)
     for name, one in divided.items():
         old = before.histograms.get(one.source)
         if name in result.histograms and old is not None:
@@ -243,8 +260,13 @@ def _channel_axes(model: ir.Model, operators: frozenset[str]) -> dict[str, int]:
 
 
 def _keep(result: Calibration, feed: Feed) -> None:
-    """Keep the first samples, as many as fit."""
-    held = sum(array.nbytes for kept in result.kept for array in kept.values())
-    size = sum(array.nbytes for array in feed.values())
-    if len(result.kept) < KEPT_SAMPLES and (not result.kept or held + size <= KEPT_BYTES):
-        result.kept.append({name: np.array(array) for name, array in feed.items()})
+    """Keep every sample, then every second one of all, every fourth, and so on: a few, spread."""
+    if (result.samples - 1) % result.stride:
+        return
+    result.kept.append({name: np.array(array) for name, array in feed.items()})
+    while len(result.kept) > 1 and (
+        len(result.kept) > KEPT_SAMPLES
+        or sum(array.nbytes for kept in result.kept for array in kept.values()) > KEPT_BYTES
+    ):
+        result.kept = result.kept[::2]
+        result.stride *= 2

@@ -20,7 +20,7 @@ from graphopt.numerics.feeds import Feed
 from graphopt.numerics.sqnr import sqnr_db
 from graphopt.numerics.value_bytes import HEAVY_BYTES, grouped
 from graphopt.quantization.kernels import KernelReport, kernel_report
-from graphopt.quantization.placement import Placement
+from graphopt.quantization.placed import Placement
 from graphopt.quantization.weight_files import META_KEY, WeightFiles
 
 _KNOWN_KEY = "graphopt.measured"

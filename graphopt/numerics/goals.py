@@ -54,10 +54,10 @@ class Goal:
     sqnr_db: float
     least: float | None = None
 
-    def met(self, score: Score) -> bool:
-        """Return whether ``score`` is enough."""
+    def met(self, score: Score, margin_db: float = 0.0) -> bool:
+        """Return whether ``score`` is enough, where decibels count with ``margin_db`` to spare."""
         if self.least is None or score.metric is None:
-            return worst(score.decibels) >= self.sqnr_db
+            return worst(score.decibels) >= self.sqnr_db + margin_db
         return score.metric >= self.least
 
 

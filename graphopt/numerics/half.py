@@ -37,6 +37,7 @@ from graphopt.ir.program import FROM_NODES_KEY, UPPER_BOUNDS_KEY, Program, graph
 from graphopt.ir.rewrite import nodes_of
 from graphopt.isolation import Worker
 from graphopt.memory.planning import peak_of
+from graphopt.numerics.candidates import emit_mapped, run_plain, run_samples
 from graphopt.numerics.compare import Comparison, OutputError, Tolerance
 from graphopt.numerics.feeds import Feed
 from graphopt.numerics.half_emulation import emulated
@@ -185,7 +186,7 @@ def convert_program(
         program.model.meta.pop(FACTS_KEY, None)
 
 
-def verify_half(program: Program, original: Path, report: HalfReport) -> Comparison:
+def verify_half(program: Program, original: Sequence[Path], report: HalfReport) -> Comparison:
     """Compare the converted ``program`` with the original on the samples of ``report``.
 
     Raises:
@@ -193,11 +194,10 @@ def verify_half(program: Program, original: Path, report: HalfReport) -> Compari
     """
     tolerance = Tolerance(sqnr_db=report.wanted_db)
     with tempfile.TemporaryDirectory(prefix="graphopt-verify-") as folder, Worker() as worker:
-        path = Path(folder) / "half.onnx"
         dtype = HALF_TYPES[report.type]
-        _emit(program, dtype, path)
-        expected = [worker.run_model(original, feed, optimize=False) for feed in report.feeds]
-        found = [_run(worker, program, dtype, path, feed) for feed in report.feeds]
+        files = _emit(program, dtype, Path(folder) / "half.onnx")
+        expected = run_samples(worker, original, report.feeds)
+        found = [_run(worker, program, dtype, files, feed) for feed in report.feeds]
         if dtype is ir.DataType.FLOAT16:
             # The file itself, too: it must load.
             expected, found = [*expected, expected[0]], [*found, _deployed(worker, program, report)]
@@ -227,9 +227,8 @@ def _deployed(worker: Worker, program: Program, report: HalfReport) -> Outputs:
         if value.dtype is ir.DataType.FLOAT16 and name in feed:
             feed[name] = feed[name].astype(np.float16)
     with tempfile.TemporaryDirectory(prefix="graphopt-verify-") as folder:
-        path = Path(folder) / "half.onnx"
-        emit_onnx(program, path)
-        outputs = worker.run_model(path, feed, optimize=False)
+        files = emit_onnx(program, Path(folder) / "half.onnx")
+        outputs = run_plain(worker, files, feed)
     return {n: a.astype(np.float32) if a.dtype == np.float16 else a for n, a in outputs.items()}
 
 
@@ -272,21 +271,21 @@ def _size(
     return _Size(weights, peak_of(program, target, bindings, upper_bounds=bounds))
 
 
-def _emit(program: Program, dtype: ir.DataType, path: Path) -> None:
+def _emit(program: Program, dtype: ir.DataType, path: Path) -> list[Path]:
     """Write ``program`` so that onnxruntime computes on the processor what the target would."""
-    for stale in path.parent.glob(f"{path.stem}*"):
-        stale.unlink()
-    emit_onnx(emulated(program, dtype), path)
+    return emit_mapped(emulated(program, dtype), path)
 
 
-def _run(worker: Worker, program: Program, dtype: ir.DataType, path: Path, feed: Feed) -> Outputs:
-    """Return the outputs of the file that ``_emit`` wrote."""
+def _run(
+    worker: Worker, program: Program, dtype: ir.DataType, files: Sequence[Path], feed: Feed
+) -> Outputs:
+    """Return the outputs of the files that ``_emit`` wrote."""
     fed = dict(feed)
     for value in program.graph.inputs:
         name = value.name or ""
         if value.dtype is dtype and name in fed and fed[name].dtype == np.float32:
             fed[name] = half_array(fed[name], dtype).astype(np.float32)
-    return worker.run_model(path, fed, optimize=False)
+    return run_plain(worker, files, fed)
 
 
 def _decibels(expected: Sequence[Outputs], found: Sequence[Outputs]) -> dict[str, float]:
@@ -353,14 +352,13 @@ class _Search:
         report = self.report
         with tempfile.TemporaryDirectory(prefix="graphopt-half-") as folder, Worker() as worker:
             self.folder, self.worker = Path(folder), worker
-            path = self.folder / "float.onnx"
-            emit_onnx(self.program, path)
+            files = emit_mapped(self.program, self.folder / "float.onnx")
             float16 = self.dtype is ir.DataType.FLOAT16
             seen = observe(
-                self.program, path, samples, worker, bindings=bindings, seed=seed, ranges=float16
+                self.program, files, samples, worker, bindings=bindings, seed=seed, ranges=float16
             )
             report.inputs, report.samples, report.feeds = seen.inputs, seen.samples, seen.kept
-            self.expected = [worker.run_model(path, feed, optimize=False) for feed in seen.kept]
+            self.expected = run_samples(worker, files, seen.kept)
             limit = LARGEST * (DEFAULT_SHARE[seen.inputs] if share is None else share)
             beyond = self._beyond(seen, limit)
             self._try(tuple(beyond), "everything")
@@ -434,10 +432,9 @@ class _Search:
 
     def _outputs(self, keep: tuple[str, ...]) -> list[Outputs]:
         copy, facts = self._candidate(keep)
-        path = self.folder / "candidate.onnx"
-        _emit(copy, self.dtype, path)
+        files = _emit(copy, self.dtype, self.folder / "candidate.onnx")
         self.nodes = facts.nodes
-        return [_run(self.worker, copy, self.dtype, path, feed) for feed in self.report.feeds]
+        return [_run(self.worker, copy, self.dtype, files, feed) for feed in self.report.feeds]
 
     def _candidate(self, keep: tuple[str, ...]) -> tuple[Program, HalfFacts]:
         model = self.program.model.clone()

@@ -23,6 +23,7 @@ from graphopt.ir.op_facts import is_data_movement
 from graphopt.ir.program import Program, dims_of, is_onnx
 from graphopt.isolation import Worker
 from graphopt.numerics.calibration import samples_of
+from graphopt.numerics.candidates import run_plain
 from graphopt.numerics.feeds import Feed, index_limit, make_feed, size_choices
 from graphopt.numerics.verify import user_feeds
 
@@ -59,7 +60,7 @@ class Observed:
 
 def observe(
     program: Program,
-    path: Path,
+    files: Sequence[Path],
     samples: Any,
     worker: Worker,
     *,
@@ -71,7 +72,7 @@ def observe(
 
     Args:
         program: The model, with types.
-        path: The model as a file.
+        files: The files of the model, the model first.
         samples: A tuple or a dictionary is one sample; a list, a generator or a folder of ``.npz``
             files holds several; None: seeded ones.
         worker: The child that runs it.
@@ -85,7 +86,7 @@ def observe(
     """
     found = Observed("seeded" if samples is None else "user")
     if samples is None:
-        feeds = iter(_seeded(program, path, worker, bindings, seed))
+        feeds = iter(_seeded(program, files, worker, bindings, seed))
     else:
         feeds = _feeds(program, samples)
     names = [value.name or "" for value in _values(program.model)] if ranges else []
@@ -93,7 +94,7 @@ def observe(
         found.samples += 1
         found.keep(feed)
         for group in _groups(program, names, feed):
-            _observe(worker, path, feed, group, found.ranges)
+            _observe(worker, files, feed, group, found.ranges)
     if not found.samples:
         raise UnsupportedError(
             "half-samples",
@@ -112,7 +113,7 @@ def _feeds(program: Program, samples: Any) -> Iterator[Feed]:
 
 
 def _seeded(
-    program: Program, path: Path, worker: Worker, bindings: Mapping[str, int], seed: int
+    program: Program, files: Sequence[Path], worker: Worker, bindings: Mapping[str, int], seed: int
 ) -> list[Feed]:
     """Return seeded samples of the first sizes that the model accepts."""
     refusal = "no sizes to try"
@@ -121,7 +122,7 @@ def _seeded(
             feeds = [make_feed(program, sizes, seed + number) for number in range(SEEDED_SAMPLES)]
             for feed in feeds:
                 _make_switches(program, feed, sizes)
-                worker.run_model(path, feed, optimize=False)
+                run_plain(worker, files, feed)
         except UnsupportedError as error:
             refusal = error.message
             continue
@@ -208,13 +209,14 @@ def _nbytes(value: ir.Value, sizes: Mapping[str, int], unknown: int) -> int:
 
 def _observe(
     worker: Worker,
-    path: Path,
+    files: Sequence[Path],
     feed: Feed,
     names: Sequence[str],
     ranges: dict[str, tuple[float, float]],
 ) -> None:
     arguments = {
-        "model": path,
+        "model": files[0],
+        "data_files": list(files[1:]),
         "feeds": [feed],
         "names": list(names),
         "extra_outputs": [name for name in names if name not in feed],

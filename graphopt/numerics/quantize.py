@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,35 @@ from graphopt.errors import UnsupportedError, VerificationError
 from graphopt.ir.program import Program, is_onnx
 from graphopt.ir.rewrite import nodes_of
 from graphopt.isolation import Worker
-from graphopt.numerics.back_off import Group, names_of, returned_to_float
+from graphopt.numerics.back_off import (
+    Choice,
+    Group,
+    names_of,
+    returned_to_float,
+    too_large_to_widen,
+)
 from graphopt.numerics.calibration import Calibration, calibrate, recalibrate
 from graphopt.numerics.candidates import Candidates, Outputs, emit_mapped, run_samples
 from graphopt.numerics.compare import Comparison, MetricChange, Tolerance
 from graphopt.numerics.goals import Goal, Score, check_metric, measured, metric_change
+from graphopt.numerics.integer_costs import advice, costs_of
 from graphopt.numerics.sqnr import DEFAULT_SQNR_DB, compare_by_sqnr, sqnr_db, worst
 from graphopt.numerics.value_bytes import working_bytes
 from graphopt.passes.equalize_channels import EqualizeChannels
 from graphopt.passes.insert_qdq import InsertQdq
+from graphopt.passes.integer_interface import IntegerInterface
+from graphopt.passes.lower_for_integers import LowerForIntegers
 from graphopt.passes.quantize_recurrent import RECURRENT, QuantizeRecurrent
+from graphopt.passes.quantize_weights import QuantizeWeights
 from graphopt.pipeline.base import Pass
 from graphopt.pipeline.options import pass_to_text
 from graphopt.quantization.description import META_KEY, Description, Plan, plan_for
 from graphopt.quantization.equalization import FACTS_KEY, Divided
+from graphopt.quantization.full_integer import require_integer_forms
+from graphopt.quantization.interface import with_float_interface
 from graphopt.quantization.kernels import KernelReport
 from graphopt.quantization.placement import place
+from graphopt.quantization.rules import EVERYTHING
 from graphopt.targets.schema import Target
 
 # Tried in this order; the first of equals is kept.
@@ -58,6 +72,7 @@ EQUALIZERS = (
 # What must be gained for it: less may be chance on the few samples that are kept.
 LEAST_GAIN_DB = 0.5
 ALWAYS_EQUALIZED_BYTES = 64 << 20
+_NOT_PRODUCTS = ("Conv", "ConvTranspose", "Gather")
 
 Progress = Callable[[int, str], None]
 
@@ -80,6 +95,8 @@ class Quantization:
         layers: Decibels of the value that each integer node makes.
         equalized: Option string of the pass that evened out channels, "" for none.
         metric: What the user's metric is for the original and for the result; None without one.
+        costs: Decibels of the outputs with only these nodes in integers, the costliest first; where
+            the goal is not met and no node may return to float.
     """
 
     activation: str
@@ -95,6 +112,7 @@ class Quantization:
     layers: dict[str, float] = field(default_factory=dict)
     equalized: str = ""
     metric: MetricChange | None = None
+    costs: tuple[tuple[str, float], ...] = ()
 
     @property
     def worst_db(self) -> float:
@@ -106,6 +124,7 @@ class Quantization:
         plain = dict(vars(self))
         plain["tried"] = [{"what": what, "sqnr_db": value} for what, value in self.tried]
         plain["returned"] = list(self.returned)
+        plain["costs"] = [{"nodes": names, "sqnr_db": value} for names, value in self.costs]
         plain["reasons"] = {k: {"reason": r, "detail": d} for k, (r, d) in self.reasons.items()}
         plain["kernels"] = None if self.kernels is None else self.kernels.to_dict()
         plain["metric"] = None if self.metric is None else self.metric.to_dict()
@@ -124,12 +143,6 @@ def scheme_for(target: Target) -> Plan:
             "quantization-target",
             f"target '{target.name}' describes no integer kernels",
             hint="choose another target, or describe them in [quantization]",
-        )
-    if scheme.full_integer:
-        raise UnsupportedError(
-            "quantization-full-integer",
-            f"target '{target.name}' takes models only whose inputs and outputs are integer, too",
-            hint="this version keeps the interface of the model float; use the vendor's quantizer",
         )
     if scheme.activation not in ("uint8", "int8") or scheme.weight != "int8":
         raise UnsupportedError(
@@ -159,7 +172,17 @@ def _bytes_of(value: ir.Value) -> int:
 
 
 def _weight_of(node: ir.Node) -> int:
-    return sum(_bytes_of(value) for value in node.inputs[1:3] if value is not None)
+    """Return the bytes of the constants that ``node`` reads: a matrix, weights, or a table."""
+    return sum(_bytes_of(value) for value in node.inputs[:3] if value is not None)
+
+
+def _products(program: Program) -> frozenset[str]:
+    return frozenset(n.name or "" for n in program.graph if is_onnx(n, "Gemm", "MatMul"))
+
+
+def _reads_blocks(target: Target) -> bool:
+    """Return whether products may read weights in blocks, as ``int8-weights`` stores them."""
+    return target.runtime.executes_with == "onnxruntime" and target.kind == "cpu"
 
 
 class _Trial:
@@ -169,13 +192,16 @@ class _Trial:
         self._quantizer = quantizer
         self._description = description
 
-    def met(self, keep_float: frozenset[str], what: str) -> bool:
-        """Return whether the goal is met with ``keep_float`` in float."""
-        return self._quantizer.try_out(self._description, keep_float, what)
+    def met(self, choice: Choice, what: str, margin_db: float = 0.0) -> bool:
+        """Return whether the goal is met, decibels with ``margin_db`` to spare."""
+        self._quantizer.keep_wide = names_of(choice.wide)
+        names = names_of(choice.kept)
+        return self._quantizer.try_out(self._description, names, what, margin_db)
 
-    def decibels(self, keep_float: frozenset[str], what: str) -> float:
-        """Return the decibels of the worst output with ``keep_float`` in float."""
-        return self._quantizer.decibels_of(self._description, keep_float, what)
+    def decibels(self, choice: Choice, what: str) -> float:
+        """Return the decibels of the worst output."""
+        self._quantizer.keep_wide = names_of(choice.wide)
+        return self._quantizer.decibels_of(self._description, names_of(choice.kept), what)
 
 
 class Quantizer:
@@ -208,7 +234,8 @@ class Quantizer:
         self.plan = scheme_for(target)
         self.data = data
         self.methods = methods
-        self.store_kept = False
+        # Nodes whose weights are floats in storage where they are kept float.
+        self.keep_wide: frozenset[str] = frozenset()
         self.progress = progress
         self.original = tuple(original)
         self.tolerance = tolerance or Tolerance()
@@ -222,13 +249,28 @@ class Quantizer:
         )
         self._best: Score | None = None
         self._has_recurrent = any(is_onnx(n, *RECURRENT) for n in nodes_of(program.model))
+        self._large: frozenset[str] = frozenset()
+        self._products = _products(program) if _reads_blocks(target) else frozenset()
+
+    def lower(self) -> tuple[Pass, ...]:
+        """Return the pass, run first, that writes what a device lacks in operators that it has."""
+        if not self.plan.full_integer:
+            return ()
+        known = sorted(self.plan.operators - {EVERYTHING})
+        return (LowerForIntegers(operators=tuple(known)),)
 
     def prepare(self) -> tuple[EqualizeChannels, ...]:
         """Calibrate and choose the ranges.
 
         Returns:
             The pass that evens out channels, where that pays; to be run before ``run`` is called.
+
+        Raises:
+            UnsupportedError: the target computes nothing but integers, and a node has no such form.
         """
+        if self.plan.full_integer:
+            where = f"target '{self.target.name}'"
+            require_integer_forms(self.program.model, self.plan, where)
         calibration = calibrate(
             self.program, self.data, self.plan.operators, progress=self.progress
         )
@@ -260,7 +302,10 @@ class Quantizer:
                 self.try_out(description, frozenset(), "everything")
             self._back_off(description)
             self._explain(description)
-        return self.passes_for(frozenset(self.report.returned))
+        passes = self.passes_for(frozenset(self.report.returned))
+        scheme = self.target.quantization
+        integers = scheme is not None and scheme.integer_interface
+        return (*passes, IntegerInterface()) if integers else passes
 
     @contextmanager
     def _candidates(self) -> Iterator[None]:
@@ -298,11 +343,20 @@ class Quantizer:
             integer_bias=scheme.integer_bias,
             operators=scheme.operators,
             keep_float=keep,
-            store_kept=self.store_kept,
+            keep_wide=tuple(sorted(self.keep_wide | self._products | self._large)),
+            full_integer=scheme.full_integer,
+            per_tensor=scheme.per_tensor_operators,
         )
-        if not scheme.dynamic_recurrent or not self._has_recurrent:
-            return (insert,)
-        return QuantizeRecurrent(reduce_range=scheme.reduce_range, keep=keep), insert
+        passes: list[Pass] = [insert]
+        if scheme.dynamic_recurrent and self._has_recurrent:
+            passes.insert(0, QuantizeRecurrent(reduce_range=scheme.reduce_range, keep=keep))
+        if keep_float & self._products:
+            # A kernel reads these integers in blocks, so no run widens them.
+            left = (*_NOT_PRODUCTS, *sorted(self.keep_wide))
+            passes.append(
+                QuantizeWeights(bits=8, block=128, symmetric=True, method="rtn", keep=left)
+            )
+        return tuple(passes)
 
     def _best_method(self, calibration: Calibration) -> _Chosen:
         """Return the ranges with which everything in integers loses least."""
@@ -317,7 +371,8 @@ class Quantizer:
         """Return the best way to even out channels, or ``best`` where none gains enough."""
         self._observed = calibration.describe("min-max", self.plan.activation)
         # A product in front of a node must gain as much again as what costs the model nothing.
-        for inserts in (False, True):
+        may_insert = not self.plan.full_integer or "Mul" in self.plan.operators
+        for inserts in (False, True) if may_insert else (False,):
             found = [
                 one
                 for equalizer in EQUALIZERS
@@ -341,7 +396,7 @@ class Quantizer:
         if not divided or inserted is not bool(equalizer.insert):
             return
         copy = Program(model, dict(self.program.bounds), self.program.source)
-        after = recalibrate(copy, calibration, self.plan.operators)
+        after = recalibrate(copy, calibration, self.plan.operators, self.candidates.worker)
         for method in self.methods:
             description = after.describe(method, self.plan.activation)
             what = f"everything, ranges by {method}, after {pass_to_text(equalizer)}"
@@ -369,7 +424,13 @@ class Quantizer:
         if self.progress is not None:
             self.progress(len(self.report.tried), "measure")
 
-    def try_out(self, description: Description, keep_float: frozenset[str], what: str) -> bool:
+    def try_out(
+        self,
+        description: Description,
+        keep_float: frozenset[str],
+        what: str,
+        margin_db: float = 0.0,
+    ) -> bool:
         """Return whether the goal is met with ``keep_float`` in float; remember the best."""
         outputs = self._outputs(description, keep_float)
         decibels = sqnr_db(self.candidates.expected, outputs)
@@ -381,7 +442,7 @@ class Quantizer:
         score = Score(decibels, value)
         if self._best is None or score.rank > self._best.rank:
             self._keep(score, keep_float)
-        return self.goal.met(score)
+        return self.goal.met(score, margin_db)
 
     def _metric(self) -> float:
         """Return the metric of the candidate that was run last."""
@@ -393,6 +454,7 @@ class Quantizer:
         self._best = score
         self.report.sqnr_db = dict(score.decibels)
         self.report.returned = tuple(sorted(keep_float))
+        self._best_wide = self.keep_wide
 
     def _outputs(
         self,
@@ -415,12 +477,26 @@ class Quantizer:
         assert self._best is not None, "everything in integers was measured"
         if self.goal.met(self._best):
             return
-        kept = returned_to_float(self._groups(description), _Trial(self, description))
-        if kept is None:
+        if self.plan.full_integer:
+            placement = place(self.program.model, description, self.plan, frozenset())
+            measure = partial(self.decibels_of, description)
+            self.report.costs = costs_of(placement, self._groups(description), measure)
             return
-        names = names_of(kept)
-        self._choose(names)
-        self._store(description, names)
+        self._large = self._too_large()
+        choice = returned_to_float(self._groups(description), _Trial(self, description))
+        if choice is None:
+            self.keep_wide = self._best_wide
+            return
+        self.keep_wide = names_of(choice.wide)
+        # It meets the goal with fewer nodes in float than the best that was seen.
+        self.report.returned = tuple(sorted(names_of(choice.kept)))
+
+    def _too_large(self) -> frozenset[str]:
+        """Return the convolutions whose weights, widened in a run, would be most of its memory."""
+        working = working_bytes(self.program, self.kept[0])
+        convolutions = [node for node in working if is_onnx(node, "Conv")]
+        weights = {node.name or "": (_weight_of(node), working[node]) for node in convolutions}
+        return too_large_to_widen(weights, max(working.values(), default=0))
 
     def _groups(self, description: Description) -> list[Group]:
         """Return the integer nodes, neighbours together, in at most 48 groups."""
@@ -445,22 +521,10 @@ class Quantizer:
 
     def _recurrent(self) -> list[ir.Node]:
         """Return the layers that become integer without calibrated ranges."""
-        first, *rest = self.passes_for(frozenset())
-        if not rest:
+        first = self.passes_for(frozenset())[0]
+        if not isinstance(first, QuantizeRecurrent):
             return []
-        assert isinstance(first, QuantizeRecurrent), "what stands before the insertion"
         return first.layers_of(self.program.model)
-
-    def _store(self, description: Description, names: frozenset[str]) -> None:
-        """Store the weights of float nodes as integers where the goal is met all the same."""
-        self.store_kept = True
-        what = "float nodes with weights stored as int8"
-        self.store_kept = self.try_out(description, names, what)
-        self._choose(names)
-
-    def _choose(self, names: frozenset[str]) -> None:
-        """Make ``names`` what is returned: it meets the goal with fewer nodes in float."""
-        self.report.returned = tuple(sorted(names))
 
     def _explain(self, description: Description) -> None:
         """Fill in what became of every node, and the decibels at the outputs that were chosen."""
@@ -484,12 +548,14 @@ class Quantizer:
             VerificationError: an output is below the accepted decibels, or the metric fell too far.
         """
         with tempfile.TemporaryDirectory(prefix="graphopt-verify-") as folder, Worker() as worker:
-            files = emit_mapped(self.program, Path(folder) / "quantized.onnx")
+            # Samples are floats: an integer interface converts them as the model itself states.
+            program = with_float_interface(self.program)
+            files = emit_mapped(program, Path(folder) / "quantized.onnx")
             expected = run_samples(worker, original, self.kept)
             found = run_samples(worker, files, self.kept)
             change = None
             if self.tolerance.metric is not None and self.report.metric is not None:
-                after = measured(self.tolerance.metric, self.program, worker, files)
+                after = measured(self.tolerance.metric, program, worker, files)
                 change = metric_change(self.tolerance, self.report.metric.before, after)
                 self.report.metric = change
         comparison = Comparison(
@@ -500,14 +566,24 @@ class Quantizer:
             tolerance=self.tolerance,
         )
         if change is not None:
-            return check_metric(comparison)
+            try:
+                return check_metric(comparison)
+            except VerificationError as error:
+                error.hint = advice(self.report.costs, error.hint)
+                raise
         if not comparison.passed:
             bad = next(output for output in comparison.outputs if not output.accepted)
             raise VerificationError(
                 "quantization-error",
                 f"output '{bad.name}' is {bad.reason or 'different'} from the original; "
                 f"accepted are {self.tolerance.sqnr_db:g} dB or more",
-                hint="verify=Tolerance(sqnr_db=...) accepts less; more samples may show the ranges",
-                details={"verification": comparison.to_dict()},
+                hint=advice(
+                    self.report.costs,
+                    "verify=Tolerance(sqnr_db=...) accepts less; more samples may show the ranges",
+                ),
+                details={
+                    "verification": comparison.to_dict(),
+                    "costs": [{"nodes": n, "sqnr_db": value} for n, value in self.report.costs],
+                },
             )
         return comparison

@@ -114,12 +114,10 @@ class Reference:
 
     def compare(self, program: Program) -> Comparison:
         """Return how far ``program`` is from the original."""
-        path, *data = emit_for_child(program, Path(self._folder.name) / "candidate.onnx")
+        files = emit_for_child(program, Path(self._folder.name) / "candidate.onnx")
         names = {value.name for value in program.graph.inputs}
-        found = [
-            self._run(path, {n: a for n, a in feed.items() if n in names}, data)
-            for feed in self._feeds
-        ]
+        feeds = [{n: a for n, a in feed.items() if n in names} for feed in self._feeds]
+        found = run_samples(self._worker, files, feeds)
         for stale in Path(self._folder.name).glob("candidate*"):
             stale.unlink()
         return Comparison(
@@ -183,11 +181,10 @@ class Reference:
             if tried >= _MAX_TRIES:
                 break
             try:
-                for sample in range(tolerance.samples):
-                    feed = make_feed(program, sizes, seed + sample)
-                    expected.append(self._run(self._path, feed, self._data))
-                    feeds.append(feed)
-                    self._sizes.append(dict(sizes))
+                numbers = range(seed, seed + tolerance.samples)
+                feeds = [make_feed(program, sizes, number) for number in numbers]
+                expected = run_samples(self._worker, self.files, feeds)
+                self._sizes = [dict(sizes) for _ in feeds]
             except UnsupportedError as error:
                 refusal = refusal or error
                 feeds, expected, self._sizes = [], [], []
@@ -201,9 +198,6 @@ class Reference:
             f"verified: {refusal.message if refusal else 'no sizes to try'}",
             hint="give example inputs or sizes (--dim NAME=SIZE), or accept it with --no-verify",
         )
-
-    def _run(self, path: Path, feed: Feed, data_files: Sequence[Path] = ()) -> Outputs:
-        return self._worker.run_model(path, feed, optimize=False, data_files=data_files)
 
 
 def user_feeds(program: Program, example_inputs: Any) -> list[Feed]:

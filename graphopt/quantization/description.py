@@ -4,7 +4,7 @@ The description belongs to values by name, so it holds for every copy of the mod
 ``model.meta`` to the pass that inserts the nodes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from graphopt.quantization.device_rules import DEVICE_RULES
 from graphopt.quantization.ranges import Scheme
-from graphopt.quantization.rules import DEFAULT_OPERATORS
+from graphopt.quantization.rules import DEFAULT_OPERATORS, EVERYTHING
 from graphopt.quantization.weights import WeightScheme
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ class Plan:
         quantize_results: Whether what an integer node makes is quantized at once; else only what an
             integer node reads, because the runtime fuses what follows a node into it.
         integer_bias: Whether biases are 32-bit integers; else they stay float.
+        full_integer: Whether every node computes in integers; ``operators`` then holds
+            ``rules.EVERYTHING``, so that all values are observed.
+        per_tensor: Linear operators whose weights have one scale, whatever ``weight`` says.
     """
 
     activation: Scheme = field(default_factory=Scheme)
@@ -59,6 +63,15 @@ class Plan:
     operators: frozenset[str] = frozenset(DEFAULT_OPERATORS)
     quantize_results: bool = True
     integer_bias: bool = True
+    full_integer: bool = False
+    per_tensor: frozenset[str] = frozenset()
+
+
+def operators_for(named: Iterable[str], *, full_integer: bool) -> frozenset[str]:
+    """Return the operators of a target that names ``named``; none of them means all with a rule."""
+    if full_integer:
+        return frozenset((EVERYTHING, *(tuple(named) or DEVICE_RULES)))
+    return frozenset(tuple(named) or DEFAULT_OPERATORS)
 
 
 def plan_for(quantization: "Quantization") -> Plan:
@@ -69,9 +82,11 @@ def plan_for(quantization: "Quantization") -> Plan:
     return Plan(
         activation=Scheme(quantization.activation, quantization.symmetric_activation),
         weight=WeightScheme(quantization.per_channel, quantization.reduce_range),
-        operators=frozenset(quantization.operators or DEFAULT_OPERATORS),
+        operators=operators_for(quantization.operators, full_integer=quantization.full_integer),
         quantize_results=quantization.quantize_results,
         integer_bias=quantization.integer_bias,
+        full_integer=quantization.full_integer,
+        per_tensor=frozenset(quantization.per_tensor_operators),
     )
 
 

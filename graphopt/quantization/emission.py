@@ -4,7 +4,8 @@ Every edit goes through the ``Rewriter``, so names, provenance and graph outputs
 that an integer node makes keeps its name on the dequantized side, which all its readers see.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,30 +14,23 @@ import onnx_ir as ir
 
 from graphopt.ir.constants import array_of, constant_of, read_array
 from graphopt.ir.program import is_onnx, tag
-from graphopt.ir.rewrite import Rewriter
+from graphopt.ir.rewrite import Rewriter, sole_user
 from graphopt.quantization.description import Description, Plan
-from graphopt.quantization.placement import Placement
+from graphopt.quantization.placed import Placement
 from graphopt.quantization.ranges import Params, quantize_array
-from graphopt.quantization.rules import is_depthwise, weight_axis
+from graphopt.quantization.rules import FLOAT_SUM, INTEGER_MATMUL, is_depthwise, weight_axis
+from graphopt.quantization.tables import table_scales
+from graphopt.quantization.weight_files import weight_files_of
 from graphopt.quantization.weights import (
     WeightScheme,
     integer_bias,
-    lost_by_rounding,
-    quantized_tensor,
-    weight_scales,
     widen_for_bias,
 )
 
 _TYPES = {"uint8": ir.DataType.UINT8, "int8": ir.DataType.INT8}
+_MICROSOFT = "com.microsoft"
+_FLOAT_MOVES = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class _Weight:
-    """An integer weight in the graph, with what its node needs for the bias."""
-
-    value: ir.Value
-    scales: npt.NDArray[np.float32]
 
 
 def emit(
@@ -57,20 +51,39 @@ def emit(
         store_kept: Whether the weights of nodes that were kept float are stored as int8.
     """
     emission = _Emission(edit, placement, description, plan)
+    for product, add in placement.direct.items():
+        if add is not None:
+            emission.take_bias(product, add)
     for clamp, before in placement.absorbed.items():
         emission.forget_bounds(clamp)
         _absorb(edit, clamp, before)
     placement.move_params_of_absorbed()
     for value in list(placement.params):
         emission.quantize(value)
+    for (node, index), params in placement.converted.items():
+        emission.convert(node, index, params)
     for node, rule in placement.integer.items():
         if rule.kind == "linear":
             emission.quantize_weights(node)
         edit.rewrites += 1
+    for node, rule in placement.integer.items():
+        # Behind the linear nodes: a table that is also their weight is stored once.
+        if rule.table:
+            emission.store_table(node)
     for node in placement.stored if store_kept else ():
         emission.store_weights(node)
         edit.rewrites += 1
+    for node in placement.sums:
+        edit.replace([node], FLOAT_SUM, list(node.inputs), [])
+        edit.rewrites += 1
     emission.drop_unread()
+    emission.delay_products()
+
+
+def _describe(value: ir.Value, shape: Iterable[int | ir.SymbolicDim | None] | None) -> None:
+    """Make ``value`` floats of ``shape``."""
+    value.type = ir.TensorType(ir.DataType.FLOAT)
+    value.shape = None if shape is None else ir.Shape(shape)
 
 
 def _absorb(edit: Rewriter, clamp: ir.Node, before: ir.Node) -> None:
@@ -93,10 +106,22 @@ class _Emission:
         self.placement = placement
         self.description = description
         self.plan = plan
+        self._files = weight_files_of(edit.model)
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
-        self._weights: dict[tuple[ir.Value, int, bytes], _Weight] = {}
+        self._weights: dict[tuple[ir.Value, int, bytes], ir.Value] = {}
         self._old: dict[ir.Value, None] = {}
         self._scales: dict[ir.Value, Params] = {}
+        self._biases: dict[ir.Node, ir.Value] = {}
+        self._in_store: dict[ir.Value, tuple[int, npt.NDArray[np.float32]]] = {}
+        self._back: dict[ir.Node, None] = {}
+        self._products: list[ir.Node] = []
+
+    def take_bias(self, product: ir.Node, add: ir.Node) -> None:
+        """Let ``product`` make what ``add`` made; the bias is kept for its integer form."""
+        bias = next(v for v in add.inputs if v is not None and v is not product.outputs[0])
+        self._biases[product] = bias
+        self._old[bias] = None
+        _absorb(self.edit, add, product)
 
     def forget_bounds(self, clamp: ir.Node) -> None:
         """Note the constants of a node that vanishes: perhaps nobody else reads them."""
@@ -140,14 +165,14 @@ class _Emission:
         rule = self.placement.integer.get(node)
         return rule is not None and (rule.inputs is None or index in rule.inputs)
 
-    def _take_name(self, value: ir.Value, result: ir.Value) -> None:
+    def _take_name(self, value: ir.Value, result: ir.Value, ending: str = "float") -> None:
         """Let ``result`` be called what ``value`` is called, in the graph outputs too."""
         name = value.name or "value"
         outputs = self.graph.outputs
         places = [i for i, output in enumerate(outputs) if output is value]
         for index in places:
             outputs[index] = result
-        value.name = self.edit.names.fresh_value(f"{name}_float")
+        value.name = self.edit.names.fresh_value(f"{name}_{ending}")
         result.name = name
         result.metadata_props.update(value.metadata_props)
 
@@ -187,20 +212,41 @@ class _Emission:
         tensor = constant_of(value)
         assert tensor is not None, "the caller asked"
         scheme = self.plan.activation
-        integers = read_array(tensor, lambda array: quantize_array(array, params, scheme))
         name = value.name or "constant"
-        stored = self.edit.constant(f"{name}_quantized", ir.Tensor(integers))
-        scale, zero = self._scale_and_zero(name, params)
         users = [(use.node, use.idx) for use in value.uses() if self._wants(use.node, use.idx)]
+        forms: dict[Params, ir.Value] = {}
         for user, index in users:
+            wanted = self.placement.converted.pop((user, index), params)
+            if wanted not in forms:
+                integers = read_array(tensor, partial(quantize_array, params=wanted, scheme=scheme))
+                forms[wanted] = self.edit.constant(f"{name}_quantized", ir.Tensor(integers))
+            stored = forms[wanted]
+            scale, zero = self._scale_and_zero(name, wanted)
             back = self._node(
                 "DequantizeLinear", [stored, scale, zero], f"{name}_dequantized", [user]
             )
             back.outputs[0].type, back.outputs[0].shape = value.type, value.shape
             self.graph.insert_before(user, [back])
             user.replace_input_with(index, back.outputs[0])
-            self._scales[back.outputs[0]] = params
+            self._scales[back.outputs[0]] = wanted
         self._old[value] = None
+
+    def convert(self, node: ir.Node, index: int, params: Params) -> None:
+        """Bring an input of ``node`` to another scale, for this reader alone."""
+        value = node.inputs[index]
+        assert value is not None, "placement looked at it"
+        name = value.name or "value"
+        scale, zero = self._scale_and_zero(name, params)
+        quantized = self._node("QuantizeLinear", [value, scale, zero], f"{name}_converted", [node])
+        integers = quantized.outputs[0]
+        integers.type = ir.TensorType(_TYPES[self.plan.activation.dtype])
+        integers.shape = value.shape
+        stem = f"{name}_converted_dequantized"
+        back = self._node("DequantizeLinear", [integers, scale, zero], stem, [node])
+        back.outputs[0].type, back.outputs[0].shape = value.type, value.shape
+        self.graph.insert_before(node, [quantized, back])
+        node.replace_input_with(index, back.outputs[0])
+        self._scales[back.outputs[0]] = params
 
     def quantize_weights(self, node: ir.Node) -> None:
         """Store the weights of ``node`` as int8 and its bias as int32."""
@@ -212,9 +258,10 @@ class _Emission:
         assert tensor is not None, "placement asked for constant weights"
         scheme = self.plan.weight
         scheme = WeightScheme(
-            scheme.per_channel, scheme.pairs_in_16_bits and not is_depthwise(node)
+            scheme.per_channel and node.op_type not in self.plan.per_tensor,
+            scheme.pairs_in_16_bits and not is_depthwise(node),
         )
-        scales = read_array(tensor, lambda array: weight_scales(array, axis, scheme))
+        scales = self._files.scales(tensor, axis, scheme)
         channels = int(tensor.shape.numpy()[axis])
         bias = self._bias(node, channels)
         means = self.description.means.get(self._observed_name(source))
@@ -223,12 +270,85 @@ class _Emission:
         input_scale = self._scales[source].scale
         if bias is not None and self.plan.integer_bias:
             scales = widen_for_bias(scales, bias, input_scale)
+        self._old[weight] = None
+        if node in self.placement.direct:
+            integers = self._integers(weight, tensor, axis, scales)
+            kept = scales if len(scales) > 1 else scales.reshape(())
+            scale = self._constant(f"{weight.name}_scale", kept)
+            self._write_integer_matmul(node, (integers, scale), bias, channels)
+            return
         stored = self._stored_weight(weight, tensor, axis, scales)
         back = self._dequantized(node, stored, axis if len(scales) > 1 else None, weight)
         node.replace_input_with(1, back)
         if bias is not None:
-            self._set_bias(node, bias, input_scale, scales, channels)
-        self._old[weight] = None
+            factors = (input_scale, scales) if self.plan.integer_bias else None
+            self._set_bias(node, bias, channels, factors)
+
+    def _write_integer_matmul(
+        self,
+        node: ir.Node,
+        weight: tuple[ir.Value, ir.Value],
+        bias: Floats | None,
+        channels: int,
+    ) -> None:
+        """Put the integer operator with its float bias in the place of a ``MatMul``."""
+        back = None if node.inputs[0] is None else node.inputs[0].producer()
+        assert back is not None, "the input was quantized before"
+        integers, scale, zero = back.inputs[:3]
+        inputs = [integers, weight[0], scale, weight[1], zero]
+        if bias is not None and bias.any():
+            wide = np.broadcast_to(bias, (channels,)).astype(np.float32)
+            # The zero point of weights is 0, as it is where there is none.
+            inputs += [None, self._constant(f"{node.outputs[0].name}_bias", wide)]
+        old = node.outputs[0]
+        new = self.edit.insert(
+            node, old, INTEGER_MATMUL, inputs, replaced=[node], domain=_MICROSOFT
+        )
+        if old in self.placement.after:
+            # What gave its name to a conversion gets it back when that goes.
+            self.placement.after.add(new.outputs[0])
+        self._products.append(new)
+        self.edit.drop(node)
+        self._back[back] = None
+        self.edit.model.graph.opset_imports.setdefault(_MICROSOFT, 1)
+
+    def store_table(self, node: ir.Node) -> None:
+        """Store the table of a ``Gather`` as int8, and widen the rows that it gathers."""
+        (table, indices), rows = node.inputs[:2], node.outputs[0]
+        tensor = constant_of(table)
+        assert table is not None, "a table is a constant"
+        assert tensor is not None, "a table is a constant"
+        assert indices is not None, "a Gather has indices"
+        known = self._in_store.get(table)
+        axis, scales = read_array(tensor, table_scales) if known is None else known
+        node.replace_input_with(0, self._integers(table, tensor, axis, scales))
+        self._old[table] = None
+        users = [(use.node, use.idx) for use in rows.uses()]
+        name, shape = rows.name or "rows", rows.shape
+        rows.type = ir.TensorType(ir.DataType.INT8)
+        if len(scales) == 1:
+            _, scale, zero = self._stored_weight(table, tensor, axis, scales)
+            added = [self._node("DequantizeLinear", [rows, scale, zero], "", [node])]
+        else:
+            # A DequantizeLinear with a scale per column is several times slower in onnxruntime,
+            # and none has a scale per row.
+            cast = self._node("Cast", [rows], f"{name}_widened", [node])
+            cast.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+            _describe(cast.outputs[0], shape)
+            scale = self._constant(f"{table.name}_scale", scales if axis else scales[:, None])
+            added = [cast]
+            if axis == 0:
+                added.append(self._node("Gather", [scale, indices], f"{name}_scale", [node]))
+                scale = added[-1].outputs[0]
+                _describe(scale, None if shape is None else [*shape[:-1], 1])
+            added.append(self._node("Mul", [cast.outputs[0], scale], "", [node]))
+        result = added[-1].outputs[0]
+        _describe(result, shape)
+        self.graph.insert_after(node, added)
+        self._take_name(rows, result, "integers")
+        for user, index in users:
+            user.replace_input_with(index, result)
+        tag(node, self.edit.pass_name, [node])
 
     def store_weights(self, node: ir.Node) -> None:
         """Store the weights of a float ``node`` as int8 behind a ``DequantizeLinear``."""
@@ -242,11 +362,28 @@ class _Emission:
         # Between integer neighbours a runtime may fuse a node without a float bias after all.
         fusable = len(node.inputs) < 3 and self.plan.weight.pairs_in_16_bits
         scheme = WeightScheme(self.plan.weight.per_channel, fusable and not is_depthwise(node))
-        scales = read_array(tensor, lambda array: weight_scales(array, axis, scheme))
+        scales = self._files.scales(tensor, axis, scheme)
+        if node.op_type != "MatMul":
+            self._repair_float(node, tensor, scales)
         stored = self._stored_weight(weight, tensor, axis, scales)
         back = self._dequantized(node, stored, axis if len(scales) > 1 else None, weight)
         node.replace_input_with(1, back)
         self._old[weight] = None
+
+    def _repair_float(
+        self, node: ir.Node, tensor: ir.TensorProtocol, scales: npt.NDArray[np.float32]
+    ) -> None:
+        """Add to the float bias of ``node`` the mean that the rounding of its weights took."""
+        source = node.inputs[0]
+        means = None if source is None else self.description.means.get(self._observed_name(source))
+        channels = int(tensor.shape.numpy()[weight_axis(node)])
+        old = node.inputs[2] if len(node.inputs) > 2 else None
+        constant = constant_of(old)
+        if means is None or (old is not None and (constant is None or constant.size != channels)):
+            return
+        bias = self._repair(node, tensor, scales, means)
+        known = self._bias(node, channels)
+        self._set_bias(node, bias if known is None else bias + known, channels, None)
 
     def _observed_name(self, value: ir.Value) -> str:
         """Return the name under which calibration knew what ``value`` dequantizes."""
@@ -260,7 +397,7 @@ class _Emission:
         return value.name or ""
 
     def _bias(self, node: ir.Node, channels: int) -> Floats | None:
-        value = node.inputs[2] if len(node.inputs) > 2 else None
+        value = node.inputs[2] if len(node.inputs) > 2 else self._biases.get(node)
         array = array_of(value, most_bytes=1 << 62)
         if array is None:
             return None
@@ -277,7 +414,7 @@ class _Emission:
         means: Floats,
     ) -> Floats:
         """Return the bias that gives each channel back the mean that rounding took."""
-        if node.op_type == "MatMul":
+        if node.op_type == "MatMul" and node not in self.placement.direct:
             # It has no bias; adding one costs a node that may not fuse.
             return np.zeros(1)
         axis = weight_axis(node)
@@ -286,10 +423,7 @@ class _Emission:
         shape = tensor.shape.numpy()
         if len(means) != shape[1 - axis] * groups:
             return np.zeros(1)
-        return read_array(
-            tensor,
-            lambda array: lost_by_rounding(array, scales, axis, means, 1 - axis, groups),
-        )
+        return self._files.lost(tensor, scales, axis, means, 1 - axis, groups)
 
     def _stored_weight(
         self,
@@ -298,16 +432,27 @@ class _Emission:
         axis: int,
         scales: npt.NDArray[np.float32],
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        name = weight.name or "weight"
-        key = (weight, axis, scales.tobytes())
-        if key not in self._weights:
-            stored = self.edit.constant(f"{name}_quantized", quantized_tensor(tensor, scales, axis))
-            self._weights[key] = _Weight(stored, scales)
-        kept = self._weights[key]
+        stored, name = self._integers(weight, tensor, axis, scales), weight.name or "weight"
         shape = scales if len(scales) > 1 else scales.reshape(())
         scale = self._constant(f"{name}_scale", shape)
         zero = self._constant(f"{name}_zero_point", np.zeros(shape.shape, np.int8))
-        return kept.value, scale, zero
+        return stored, scale, zero
+
+    def _integers(
+        self,
+        weight: ir.Value,
+        tensor: ir.TensorProtocol,
+        axis: int,
+        scales: npt.NDArray[np.float32],
+    ) -> ir.Value:
+        """Return the initializer that holds ``weight`` as integers; equal ones are one."""
+        key = (weight, axis, scales.tobytes())
+        if key not in self._weights:
+            name = f"{weight.name or 'weight'}_quantized"
+            integers = self._files.integers(tensor, scales, axis)
+            self._weights[key] = self.edit.constant(name, integers)
+            self._in_store.setdefault(weight, (axis, scales))
+        return self._weights[key]
 
     def _dequantized(
         self,
@@ -328,10 +473,10 @@ class _Emission:
         self,
         node: ir.Node,
         bias: Floats,
-        input_scale: float,
-        scales: npt.NDArray[np.float32],
         channels: int,
+        integers: tuple[float, npt.NDArray[np.float32]] | None,
     ) -> None:
+        """Give ``node`` a bias; as 32-bit integers where the scales of its factors are given."""
         old = node.inputs[2] if len(node.inputs) > 2 else None
         wide = np.broadcast_to(np.asarray(bias, np.float64), (channels,))
         if old is None and not wide.any():
@@ -339,10 +484,10 @@ class _Emission:
         if old is None:
             node.resize_inputs(3)
         name = f"{node.outputs[0].name}_bias" if old is None else old.name or "bias"
-        if self.plan.integer_bias:
-            integers, scale = integer_bias(wide, input_scale, scales)
+        if integers is not None:
+            stored, scale = integer_bias(wide, *integers)
             constants = (
-                self.edit.constant(f"{name}_quantized", ir.Tensor(integers)),
+                self.edit.constant(f"{name}_quantized", ir.Tensor(stored)),
                 self._constant(f"{name}_scale", scale),
                 self._constant(f"{name}_zero_point", np.zeros(channels, np.int32)),
             )
@@ -355,8 +500,38 @@ class _Emission:
         if old is not None:
             self._old[old] = None
 
+    def delay_products(self) -> None:
+        """Compute float results of products right before what computes with them.
+
+        Until then their input is alive in a quarter of the bytes for each element.
+        """
+        for node in reversed(self._products):
+            weight = constant_of(node.inputs[1])
+            assert weight is not None, "the integers were stored"
+            rows, columns = weight.shape.numpy()
+            chain, user = [node], sole_user(node.outputs[0])
+            while user is not None and is_onnx(user, *_FLOAT_MOVES):
+                chain.append(user)
+                user = sole_user(user.outputs[0])
+            if user is not None and user.graph is self.graph and rows <= 4 * columns:
+                self.graph.remove(chain)
+                self.graph.insert_before(user, chain)
+
+    def _drop_conversion(self, back: ir.Node) -> None:
+        """Remove a ``DequantizeLinear``; the value that gave it its name gets it back."""
+        name, quantizer = back.outputs[0].name or "value", back.inputs[0]
+        value = None if quantizer is None else quantizer.producer()
+        source = None if value is None else value.inputs[0]
+        self.edit.drop(back)
+        if source is not None and source in self.placement.after:
+            self.edit.names.release_value(source.name or "")
+            source.name = self.edit.names.fresh_value(name)
+
     def drop_unread(self) -> None:
-        """Remove the float constants that nobody reads any more."""
+        """Remove the conversions and the float constants that nobody reads any more."""
+        for node in self._back:
+            if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
+                self._drop_conversion(node)
         for value in self._old:
             if value.is_initializer() and not value.uses() and not value.is_graph_output():
                 assert value.name is not None, "initializers have names"

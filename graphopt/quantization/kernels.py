@@ -2,7 +2,8 @@
 
 In: what was placed, and the nodes of the runtime's optimized graph as plain data. Out: for each
 placed node the kernel that computes it, or why it is float. Nothing is assumed from what was
-emitted: a node counts as integer when a kernel with an integer name makes its value.
+emitted: a node counts as integer when a kernel with an integer name makes its value; one that
+gathers from a table when it reads no widened table and its rows are widened behind it.
 """
 
 import re
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from graphopt.quantization.placement import Placement
+from graphopt.quantization.placed import Placement
 
 # What the runtime appends to the name of a node whose layout it changes.
 _LAYOUT_SUFFIX = re.compile(r"_token_\d+$")
@@ -55,16 +56,27 @@ def kernel_report(placement: Placement, nodes: Sequence[Mapping[str, Any]]) -> K
     dequantized = {
         value for node in nodes if node["op"] == "DequantizeLinear" for value in node["outputs"]
     }
+    widened = {
+        value for n in nodes if n["op"] in ("DequantizeLinear", "Cast") for value in n["inputs"]
+    }
     report.conversions = sum(n["op"] in ("QuantizeLinear", "DequantizeLinear") for n in nodes)
     for node, rule in placement.integer.items():
         name = node.name or ""
         value = placement.result_of(node).name or ""
-        found = named.get(name) or made.get(f"{value}_quantized")
+        # The runtime gives other names to what it puts in the place of a node, not to its result.
+        result = f"{value}_integers" if rule.table else f"{value}_quantized"
+        found = named.get(name) or made.get(result)
         if found is None:
             report.kernels[name] = "unknown"
             report.float_nodes[name] = "the graph that the runtime made does not name it"
             continue
         report.kernels[name] = found["op"]
+        if rule.table:
+            if any(v in dequantized for v in found["inputs"]):
+                report.float_nodes[name] = "the runtime widens the whole table"
+            elif not any(value in widened for value in found["outputs"]):
+                report.float_nodes[name] = "its rows are not widened, so they are not integers"
+            continue
         if rule.kind in ("move", "join") and not any(v in dequantized for v in found["inputs"]):
             continue
         if not found["op"].startswith(_INTEGER):

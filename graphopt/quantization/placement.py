@@ -7,20 +7,28 @@ rewritten. Every step is linear in the graph.
 2. Linear nodes with constant weights are integer. Other operators with integer kernels are where
    they stand between integers, so that none of them costs a conversion that nobody uses.
 3. Values that only move share one scale: unions over ``move`` and ``join`` nodes.
+4. Tables that only ``Gather`` and integer nodes read are stored as integers.
 """
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from graphopt.ir.constants import array_of, constant_of, static_dims
+from graphopt.ir.program import is_onnx
 from graphopt.quantization.description import Description, Plan
-from graphopt.quantization.ranges import Params, params_for
+from graphopt.quantization.full_integer import place_everything
+from graphopt.quantization.placed import Placement
+from graphopt.quantization.ranges import params_for
+from graphopt.quantization.rule import Rule
 from graphopt.quantization.rules import (
-    Rule,
+    FLOAT_SUM,
+    INTEGER_MATMUL,
+    TABLE,
+    bias_after,
     clamp_bounds,
+    is_table,
     rule_of,
     unsupported_form,
 )
@@ -28,49 +36,6 @@ from graphopt.quantization.rules import (
 # An input of a Concat whose range is narrower than this part of the common one keeps its own
 # scale: sharing would cost it more than two of its eight bits.
 _NARROW = 0.25
-
-
-@dataclass
-class Placement:
-    """What is quantized.
-
-    Attributes:
-        integer: Nodes that compute in integers, in graph order, with their rules.
-        absorbed: Clamps that vanish: node -> node whose result saturates in their place.
-        params: Scale and zero point of each quantized activation or constant operand.
-        after: Quantized values that integer nodes make: all readers read the quantized one.
-        reasons: Why a node that has a rule stays float: node -> (code, detail).
-        stored: Float linear nodes whose weights are stored as integers all the same.
-    """
-
-    integer: dict[ir.Node, Rule] = field(default_factory=dict)
-    absorbed: dict[ir.Node, ir.Node] = field(default_factory=dict)
-    params: dict[ir.Value, Params] = field(default_factory=dict)
-    after: set[ir.Value] = field(default_factory=set)
-    reasons: dict[ir.Node, tuple[str, str]] = field(default_factory=dict)
-    stored: list[ir.Node] = field(default_factory=list)
-
-    def result_of(self, node: ir.Node) -> ir.Value:
-        """Return the first value that ``node`` makes once clamps are absorbed into it."""
-        return self._results.get(node, node.outputs[0])
-
-    def __post_init__(self) -> None:
-        self._results: dict[ir.Node, ir.Value] = {}
-
-    def absorb(self, clamp: ir.Node, into: ir.Node) -> None:
-        """Record that ``into`` makes what ``clamp`` made."""
-        self.absorbed[clamp] = into
-        self._results[into] = clamp.outputs[0]
-
-    def move_params_of_absorbed(self) -> None:
-        """Give what is known of a clamp's result to the value that took its place."""
-        for clamp, into in self.absorbed.items():
-            old, new = clamp.outputs[0], into.outputs[0]
-            if old in self.params:
-                self.params[new] = self.params.pop(old)
-            if old in self.after:
-                self.after.discard(old)
-                self.after.add(new)
 
 
 def place(
@@ -83,7 +48,12 @@ def place(
         description: Ranges of its values.
         plan: What the target asks.
         keep_float: Names of nodes that must stay float.
+
+    Raises:
+        UnsupportedError: the target computes nothing but integers, and a node has no such form.
     """
+    if plan.full_integer:
+        return place_everything(model, description, plan, keep_float)
     builder = _Builder(model, description, plan, keep_float)
     builder.find_candidates()
     builder.spread_forward()
@@ -91,6 +61,8 @@ def place(
     builder.prune()
     builder.absorb_clamps()
     builder.choose_params()
+    builder.choose_forms()
+    builder.add_tables()
     return builder.placement
 
 
@@ -105,6 +77,8 @@ class _Builder:
         self.placement = Placement()
         self.candidates: dict[ir.Node, Rule] = {}
         self.clamps: dict[ir.Node, ir.Node] = {}
+        self.biased: dict[ir.Node, ir.Node] = {}
+        self.tables: dict[ir.Node, None] = {}
 
     def find_candidates(self) -> None:
         """Collect the nodes that have a rule and whose form, types and ranges allow it."""
@@ -112,13 +86,37 @@ class _Builder:
             rule = rule_of(node, self.plan.operators)
             if rule is None:
                 continue
+            if is_table(node):
+                self._note_table(node)
+                continue
             reason = self._refusal(node, rule)
             if reason[0]:
                 self.placement.reasons[node] = reason
             elif rule.kind == "clamp":
                 self._note_clamp(node)
-            else:
+            elif not self._note_bias(node):
                 self.candidates[node] = rule
+
+    def _note_table(self, node: ir.Node) -> None:
+        if (node.name or "") in self.keep_float:
+            self.placement.reasons[node] = ("kept-float", "")
+        else:
+            self.tables[node] = None
+
+    def _note_bias(self, node: ir.Node) -> bool:
+        """Remember an ``Add`` that the product before it takes the bias of."""
+        if INTEGER_MATMUL not in self.plan.operators or not is_onnx(node, "Add"):
+            return False
+        for value in node.inputs:
+            before = None if value is None else value.producer()
+            if before is None or before not in self.candidates or not is_onnx(before, "MatMul"):
+                continue
+            found = bias_after(before)
+            if found is not None and found[0] is node:
+                self.biased[node] = before
+                self.placement.take_bias(before, node)
+                return True
+        return False
 
     def _refusal(self, node: ir.Node, rule: Rule) -> tuple[str, str]:
         if (node.name or "") in self.keep_float:
@@ -158,6 +156,7 @@ class _Builder:
         """Remember a clamp that the node before it could absorb."""
         source = node.inputs[0]
         before = None if source is None else source.producer()
+        before = None if before is None else self.biased.get(before, before)
         if (
             before is None
             or source is None
@@ -241,16 +240,21 @@ class _Builder:
                 del self.placement.integer[node]
                 self.placement.reasons[node] = ("no-integer-reader", "")
                 continue
-            made.update(self.results(node))
+            readers = [use.node for value in self.results(node) for use in value.uses()]
+            # What can be given as float is not made integer only to be moved and widened.
+            if not rule.float_output or any(reader in useful for reader in readers):
+                made.update(self.results(node))
 
     def absorb_clamps(self) -> None:
         """Keep the absorptions into nodes that stayed integer."""
         kept = Placement()
+        for add, node in self.biased.items():
+            kept.take_bias(node, add)
         for clamp, before in self.clamps.items():
             rule = self.placement.integer.get(before)
             if rule is not None and self._quantizes_result(before, rule):
                 kept.absorb(clamp, before)
-        self.placement.absorbed, self.placement._results = kept.absorbed, kept._results
+        self.placement.absorb_as_in(kept)
         for node in self.candidates:
             if node not in self.placement.integer and node not in self.placement.reasons:
                 self.placement.reasons[node] = ("float-neighbours", "")
@@ -278,6 +282,53 @@ class _Builder:
                     groups.join(value, self.placement.result_of(node))
         for value in wanted:
             self.placement.params[value] = params_for(*groups.range_of(value), self.plan.activation)
+
+    def choose_forms(self) -> None:
+        """Choose what is written as the operator that the runtime would make of it, or not make."""
+        adds = {node: add for add, node in self.biased.items()}
+        for node, rule in self.placement.integer.items():
+            if INTEGER_MATMUL not in self.plan.operators or not is_onnx(node, "MatMul"):
+                continue
+            if node in adds or not self._quantizes_result(node, rule):
+                self.placement.direct[node] = adds.get(node)
+        if FLOAT_SUM not in self.plan.operators:
+            return
+        gone = self.placement.integer | self.biased
+        for node in self.graph:
+            if is_onnx(node, "Add") and node not in gone:
+                readers = [use.node for use in node.outputs[0].uses()]
+                if any(is_onnx(reader, "LayerNormalization") for reader in readers):
+                    self.placement.sums.append(node)
+
+    def add_tables(self) -> None:
+        """Store as integers the tables that nobody reads as floats."""
+        if not self.tables:
+            return
+        odd: dict[ir.Value, str] = {}
+        stored = {}
+        for node in self.tables:
+            table = node.inputs[0]
+            assert table is not None, "a table is a constant"
+            if table not in odd:
+                odd[table] = self._float_reader(table)
+            if odd[table]:
+                self.placement.reasons[node] = ("shared-with-float", odd[table])
+            else:
+                stored[node] = TABLE
+        # In graph order, as the documentation of a placement says.
+        found = self.placement.integer | stored
+        self.placement.integer = {node: found[node] for node in self.graph if node in found}
+
+    def _float_reader(self, table: ir.Value) -> str:
+        """Return what reads ``table`` as floats, or ""."""
+        if table.is_graph_output():
+            return "a graph output"
+        for use in table.uses():
+            rule = self.placement.integer.get(use.node)
+            weights = rule is not None and rule.kind == "linear" and use.idx == 1
+            if not weights and not (use.node in self.tables and use.idx == 0):
+                return use.node.name or use.node.op_type
+        return ""
 
     def _limits(self) -> dict[ir.Value, tuple[float, float]]:
         """Return the ranges that results must not leave, because saturation clamps them."""

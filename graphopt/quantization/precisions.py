@@ -71,10 +71,10 @@ def _refuse(precision: str, bits: int, target: Target) -> None:
         reason = f"it stores {', '.join(target.compute.weight_dtypes)}"
     elif target.runtime.executes_with == "torch":
         reason = "torch has no kernel for them on every device"
-    elif target.quantization is not None and target.quantization.full_integer:
-        reason = "its kernels take integer activations only"
     elif target.kind == "mcu":
         reason = "its float kernels read float weights, which each run would make in fast memory"
+    elif target.quantization is not None and target.quantization.full_integer:
+        reason = "its kernels take integer activations only"
     if reason:
         raise UnsupportedError(
             "precision-no-kernel",

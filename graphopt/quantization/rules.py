@@ -7,36 +7,13 @@ makes.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import onnx_ir as ir
 
-from graphopt.ir.constants import array_of
+from graphopt.ir.constants import array_of, constant_of, static_dims
 from graphopt.ir.program import is_onnx
-
-Kind = Literal["linear", "compute", "move", "join", "clamp"]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How one operator is quantized.
-
-    Attributes:
-        kind: ``linear``: multiplies by constant weights, always worth it. ``compute``: has an
-            integer kernel that pays between other integer kernels only. ``move``: copies elements,
-            so both sides share scale and zero point. ``join``: as ``move``, from several inputs.
-            ``clamp``: what saturation does anyway, absorbed into the range of its result.
-        inputs: Which inputs are quantized; None for all.
-        float_output: Whether a kernel exists that gives its result as float.
-        fixed: Range of the result whatever the input, None when it is observed.
-    """
-
-    kind: Kind
-    inputs: tuple[int, ...] | None = (0,)
-    float_output: bool = False
-    fixed: tuple[float, float] | None = None
-
+from graphopt.quantization.device_rules import device_rule
+from graphopt.quantization.rule import Rule
 
 RULES: dict[str, Rule] = {
     "Conv": Rule("linear"),
@@ -68,10 +45,30 @@ RULES: dict[str, Rule] = {
 # What a target gets whose descriptor names no operators. Softmax stays float: eight bits of it cost
 # accuracy and save little.
 DEFAULT_OPERATORS = tuple(name for name in RULES if name != "Softmax")
+# How a Gather from a constant table is quantized. Its rows are widened where they are used: a
+# DequantizeLinear in front of the Gather would widen the whole table in every run.
+TABLE = Rule("compute", inputs=(), float_output=True, table=True)
+# Smaller tables would save less than what the nodes that widen their rows take in the file.
+_LEAST_TABLE_BYTES = 1 << 9
+
+# Operators that a target may name beside those with a rule: its runtime is better off where they
+# are written out. Products with a float result, with the bias that follows them: from Q/DQ around
+# a MatMul of rank 3 and an Add, onnxruntime makes a Gemm between two Reshapes first, and then
+# finds no Q/DQ around it.
+INTEGER_MATMUL = "MatMulIntegerToFloat"
+# The float sum in front of a LayerNormalization, which a runtime fuses where it is an Add.
+FLOAT_SUM = "Sum"
+
+
+# Stands among the operators of a target that computes nothing but integers: each node then has the
+# rule of ``device_rule``.
+EVERYTHING = "*"
 
 
 def rule_of(node: ir.Node, operators: frozenset[str]) -> Rule | None:
     """Return the rule of ``node`` where the target has an integer kernel for it."""
+    if EVERYTHING in operators:
+        return device_rule(node, operators)
     if node.domain not in ("", "ai.onnx") or node.op_type not in operators:
         return None
     return RULES.get(node.op_type)
@@ -90,6 +87,41 @@ def unsupported_form(node: ir.Node) -> str:
         if mode is not None and mode.as_string() == "cubic":
             return "cubic interpolation"
     return ""
+
+
+def is_table(node: ir.Node) -> bool:
+    """Return whether ``node`` gathers whole rows of a constant table of 32-bit floats."""
+    if not is_onnx(node, "Gather"):
+        return False
+    axis = node.attributes.get("axis")
+    tensor = constant_of(node.inputs[0])
+    return (
+        (axis is None or axis.as_int() == 0)
+        and tensor is not None
+        and tensor.dtype is ir.DataType.FLOAT
+        and len(tensor.shape) == 2
+        and tensor.nbytes >= _LEAST_TABLE_BYTES
+    )
+
+
+def bias_after(product: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """Return the ``Add`` that gives the ``MatMul`` its bias, and the bias; None without one.
+
+    The product has no other reader, and the bias has one element for each of its columns.
+    """
+    result, weight = product.outputs[0], static_dims(product.inputs[1])
+    users = tuple(result.uses())
+    if len(users) != 1 or result.is_graph_output() or weight is None or result.shape is None:
+        return None
+    add, index = users[0].node, users[0].idx
+    if not is_onnx(add, "Add") or add.graph is not product.graph:
+        return None
+    bias = add.inputs[1 - index]
+    tensor, dims = constant_of(bias), static_dims(bias)
+    if bias is None or tensor is None or tensor.dtype is not ir.DataType.FLOAT or dims is None:
+        return None
+    fits = 0 < len(dims) <= len(result.shape) and dims[-1] == weight[-1]
+    return (add, bias) if fits and all(dim == 1 for dim in dims[:-1]) else None
 
 
 def clamp_bounds(node: ir.Node) -> tuple[float, float] | None:
@@ -121,7 +153,7 @@ def weight_axis(node: ir.Node) -> int:
 
 def channel_axis(node: ir.Node) -> int:
     """Return the axis of the input of a ``linear`` node that its weights are multiplied along."""
-    return 1 if is_onnx(node, "Conv") else -1
+    return 1 if is_onnx(node, "Conv", "ConvTranspose") else -1
 
 
 def is_depthwise(node: ir.Node) -> bool:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from graphopt.ir.constants import read_array
+from graphopt.quantization.threads import each
 
 _LARGEST = 127
 _LARGEST_BIAS = 2**31 - 1
@@ -21,6 +22,8 @@ _LARGEST_PAIR = 127
 _LAZY_BYTES = 1 << 16
 # Elements that are widened to float64 at a time.
 _PIECE = 1 << 20
+# Elements that stay in the cache of a processor while several operations pass over them.
+_CACHED = 1 << 17
 # Parts of the largest weight that are tried as the end of the range.
 _CUTS = np.linspace(1.0, 0.7, 13)
 
@@ -49,6 +52,11 @@ def _pieces(array: npt.NDArray[np.floating], axis: int) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
+def row_pieces(array: npt.NDArray[np.floating]) -> Iterator[slice]:
+    """Yield slices of the first axis that hold about a million elements each."""
+    return _pieces(array, 0)
+
+
 def _rows(array: npt.NDArray[np.floating], axis: int) -> Iterator[Floats]:
     """Yield the channels on ``axis`` as rows of float64, some at a time."""
     channels_first = np.moveaxis(array, axis, 0)
@@ -65,6 +73,48 @@ def _two_largest(rows: Floats) -> Floats:
     largest = np.take_along_axis(magnitudes, places, 1)
     np.put_along_axis(magnitudes, places, 0.0, 1)
     return np.concatenate([magnitudes.max(axis=1, keepdims=True), largest], axis=1)
+
+
+def _two_largest_of_columns(array: npt.NDArray[np.floating]) -> Floats:
+    """Return the second largest and the largest magnitude of each column, read row by row.
+
+    Rows are compared in pairs, then pairs of pairs: rows of columns lie apart in memory, and a
+    search along them takes many times longer.
+    """
+    step = max(2, _CACHED // max(1, array.shape[1]))
+    starts = range(0, len(array), step)
+    found = each(lambda start: _merged(np.abs(array[start : start + step])), starts)
+    second = np.concatenate([pair[:1] for pair in found])
+    first = np.concatenate([pair[1:] for pair in found])
+    largest = _merged(first)
+    places = first.argmax(axis=0)
+    # What is second in the rows that hold the largest may be second of all.
+    beside = second[places, np.arange(array.shape[1])]
+    ends = np.stack([np.maximum(largest[0], beside), largest[1]], axis=1)
+    return ends.astype(np.float64)
+
+
+def _merged(magnitudes: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """Return the second largest and the largest of each column as two rows."""
+    first, second = magnitudes, np.zeros((len(magnitudes), 1), magnitudes.dtype)
+    while len(first) > 1:
+        half = len(first) // 2
+        low, high = first[:half], first[half : 2 * half]
+        others = np.maximum(second[:half], second[half : 2 * half])
+        merged, top = np.maximum(np.minimum(low, high), others), np.maximum(low, high)
+        if len(first) % 2:
+            last = np.maximum(second[-1], np.minimum(top[0], first[-1]))
+            merged[0] = np.maximum(merged[0], last)
+            top[0] = np.maximum(top[0], first[-1])
+        first, second = top, merged
+    return np.stack([np.broadcast_to(second[0], first[0].shape), first[0]])
+
+
+def _ends(array: npt.NDArray[np.floating], axis: int) -> Floats:
+    """Return the second largest and the largest magnitude of each channel."""
+    if array.ndim == 2 and axis == 1 and len(array) > 1:
+        return _two_largest_of_columns(array)
+    return np.concatenate([_two_largest(rows) for rows in _rows(array, axis)])
 
 
 def _squared_errors(rows: Floats, scales: Floats) -> Floats:
@@ -84,7 +134,7 @@ def weight_scales(
     The weights are read a few channels at a time: their wide copies are small however large a
     tensor is.
     """
-    ends = np.concatenate([_two_largest(rows) for rows in _rows(array, axis)])
+    ends = _ends(array, axis)
     if not scheme.per_channel:
         ends = np.sort(ends, axis=None)[None, -2:]
     largest = ends[:, 1]
@@ -120,12 +170,18 @@ def integers_of(
     shape = [1] * array.ndim
     if len(scales) > 1:
         shape[axis] = -1
-    wide = scales.astype(np.float64).reshape(shape)
+    divisors = scales.reshape(shape)
     integers = np.empty(array.shape, np.int8)
-    for piece in _pieces(array, 0):
-        divisor = wide[piece] if wide.shape[0] > 1 else wide
-        steps = np.rint(array[piece] / divisor)
-        integers[piece] = np.clip(steps, -_LARGEST, _LARGEST)
+    step = max(1, _CACHED // max(1, array.size // max(1, len(array))))
+
+    def work(start: int) -> None:
+        piece = slice(start, start + step)
+        steps = array[piece] / (divisors[piece] if divisors.shape[0] > 1 else divisors)
+        np.rint(steps, out=steps)
+        np.clip(steps, -_LARGEST, _LARGEST, out=steps)
+        integers[piece] = steps
+
+    each(work, range(0, len(array), step))
     return integers
 
 
@@ -161,6 +217,8 @@ def lost_by_rounding(
         input_axis: Axis of the weights that the input channels are on.
         groups: Groups of a convolution: channel ``c`` reads the inputs of its group only.
     """
+    if array.ndim == 2 and axis == 1:
+        return _lost_of_columns(array, scales, means)
     channels_first = np.moveaxis(array, axis, 0)
     input_axis += input_axis < axis
     others = tuple(i for i in range(1, array.ndim) if i != input_axis)
@@ -172,6 +230,19 @@ def lost_by_rounding(
         wide = scale.astype(np.float64).reshape(-1, *[1] * (array.ndim - 1))
         lost = (part.astype(np.float64) - integers_of(part, scale, 0) * wide).sum(axis=others)
         total[piece] = (lost * per_group[group_of[piece]]).sum(axis=1)
+    return total
+
+
+def _lost_of_columns(
+    array: npt.NDArray[np.floating], scales: npt.NDArray[np.float32], means: Floats
+) -> Floats:
+    """Return what ``lost_by_rounding`` does of the columns of a matrix, read row by row."""
+    total: Floats = np.zeros(array.shape[1])
+    step = max(1, _CACHED // max(1, array.shape[1]))
+    for start in range(0, len(array), step):
+        part = array[start : start + step]
+        kept = integers_of(part, scales, 1) * scales.astype(np.float64)
+        total += ((part - kept) * means[start : start + step, None]).sum(axis=0)
     return total
 
 

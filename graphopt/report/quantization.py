@@ -68,3 +68,16 @@ def quantization_text(quantization: dict[str, Any]) -> str:
     if quantization.get("equalized"):
         parts.insert(1, f"channels evened out by {quantization['equalized']}")
     return "; ".join(parts)
+
+
+def quantization_line(quantization: dict[str, Any]) -> str:
+    """Return what became of the nodes, short enough for a terminal."""
+    placed, returned = len(quantization["layers"]), len(quantization["returned"])
+    parts = [f"{placed:,} node{'' if placed == 1 else 's'} integer"]
+    kernels = quantization.get("kernels")
+    if kernels is not None:
+        left = len(kernels["float_nodes"])
+        parts.append(f"{left:,} of them widened by onnxruntime" if left else "run as such")
+    parts.append(f"{returned:,} returned to float for accuracy")
+    parts.append(f"ranges by {quantization['method']}")
+    return ", ".join(parts)

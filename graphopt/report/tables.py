@@ -26,6 +26,7 @@ from graphopt.report.data import (
     verdict_of,
     verification_text,
 )
+from graphopt.report.quantization import quantization_line
 from graphopt.units import format_bytes, format_change
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def summary_pieces(
     pieces += [_gap(), table(columns, rows, style, width), _gap()]
     if data.verification is not None or data.passes:
         pieces.append(_labelled("verification", verification_text(data.verification), style))
+    if data.quantization is not None:
+        pieces.append(_labelled("int8", quantization_line(data.quantization), style))
     pieces += _peak(data.plan, _TOP_OWNERS, width, style)
     if data.warnings:
         pieces.append(_gap())

@@ -193,7 +193,8 @@ class Compute(_Part):
         channel_multiple: Channels are padded to a multiple of this; 1 means no padding.
         fused: Chains that one kernel computes, as operator types joined by ``+`` ("Conv+Relu").
         in_place_ops: Operator types that may write over an input; None: all that the facts about
-            the operators allow.
+            the operators allow, which are facts about floats: no integer kernel of a target with
+            `full_integer` is taken to do so unless it is named.
     """
 
     activation_dtypes: DTypes
@@ -217,9 +218,13 @@ class Quantization(_Part):
         symmetric_weight: Whether the zero point of weights must be 0.
         reduce_range: Whether weights must use 7 of their 8 bits, for kernels that add pairs of
             products in 16 bits and would saturate.
-        full_integer: Whether every operator, graph inputs and outputs included, must be integer.
+        full_integer: Whether every operator must be integer: the device has no float kernels, or
+            none that a model in integers may call.
+        integer_interface: With `full_integer`, whether graph inputs and outputs are integers, too;
+            False: they stay float, with a conversion right behind and right in front of them.
         operators: Operator types with integer kernels that pay; empty for all that the rule table
-            knows (``graphopt.quantization.rules``).
+            knows (``graphopt.quantization.rules``, ``device_rules`` with `full_integer`).
+        per_tensor_operators: Operator types whose weights have one scale although `per_channel`.
         quantize_results: Whether what an integer operator makes is quantized at once, as runtimes
             want that fuse quantization around each node. False: only what an integer operator
             reads, for compilers that fuse what follows an operator into it.
@@ -235,10 +240,24 @@ class Quantization(_Part):
     symmetric_weight: bool
     reduce_range: bool = False
     full_integer: bool = False
+    integer_interface: bool = False
     operators: Names = ()
+    per_tensor_operators: Names = ()
     quantize_results: bool = True
     integer_bias: bool = True
     dynamic_recurrent: bool = False
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "Quantization":
+        if self.integer_interface and not self.full_integer:
+            raise PydanticCustomError(
+                "integer_interface", "integer_interface needs full_integer = true"
+            )
+        if self.full_integer and not (self.quantize_results and self.integer_bias):
+            raise PydanticCustomError(
+                "full_integer", "full_integer needs quantize_results = true and integer_bias = true"
+            )
+        return self
 
 
 class Sparsity(_Part):

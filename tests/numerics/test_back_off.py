@@ -5,25 +5,38 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from graphopt.numerics.back_off import Group, names_of, returned_to_float
+from graphopt.numerics.back_off import (
+    Choice,
+    Group,
+    names_of,
+    returned_to_float,
+    too_large_to_widen,
+)
 
 
 class Noise:
-    """A network whose integer nodes each add noise of a known power to a signal of one."""
+    """A network whose integer nodes each add noise of a known power to a signal of one.
 
-    def __init__(self, powers: Mapping[str, float], goal: float) -> None:
+    Weights that are stored as integers add a part of it where the node itself is float.
+    """
+
+    def __init__(self, powers: Mapping[str, float], goal: float, stored: float = 0.0) -> None:
         self.powers = powers
         self.goal = goal
+        self.stored = stored
         self.runs = 0
 
-    def decibels(self, keep_float: frozenset[str], what: str) -> float:
+    def decibels(self, choice: Choice, what: str) -> float:
         assert what
         self.runs += 1
-        total = sum(power for name, power in self.powers.items() if name not in keep_float)
+        kept, wide = names_of(choice.kept), names_of(choice.wide)
+        assert wide <= kept
+        total = sum(power for name, power in self.powers.items() if name not in kept)
+        total += sum(self.stored * self.powers[name] for name in kept - wide)
         return 200.0 if total == 0 else -10 * math.log10(total)
 
-    def met(self, keep_float: frozenset[str], what: str) -> bool:
-        return self.decibels(keep_float, what) >= self.goal
+    def met(self, choice: Choice, what: str, margin_db: float = 0.0) -> bool:
+        return self.decibels(choice, what) >= self.goal + margin_db
 
 
 def groups_of(powers: Mapping[str, float], **working: int) -> list[Group]:
@@ -33,8 +46,8 @@ def groups_of(powers: Mapping[str, float], **working: int) -> list[Group]:
 def returned(groups: Sequence[Group], noise: Noise) -> set[str]:
     found = returned_to_float(groups, noise)
     assert found is not None
-    assert noise.met(names_of(found), "the result")
-    return set(names_of(found))
+    assert noise.met(found, "the result")
+    return set(names_of(found.kept))
 
 
 def test_the_noisiest_nodes_return_first() -> None:
@@ -63,7 +76,7 @@ def test_weights_are_taken_back_into_integers() -> None:
 
 def test_none_when_not_even_floats_meet_the_goal() -> None:
     class Never(Noise):
-        def met(self, keep_float: frozenset[str], what: str) -> bool:
+        def met(self, choice: Choice, what: str, margin_db: float = 0.0) -> bool:
             return False
 
     powers = {"a": 1e-3, "b": 1e-3}
@@ -75,9 +88,36 @@ def test_the_goal_is_met_with_few_runs(goal: float) -> None:
     powers = {f"n{i}": 10 ** -(2 + (i * 7 % 13) / 4) for i in range(48)}
     sizes = {f"n{i}": 2 ** (i % 11) for i in range(48)}
     noise = Noise(powers, goal)
-    found = returned_to_float([Group((name,), sizes[name]) for name in powers], noise)
+    groups = [Group((name,), sizes[name]) for name in powers]
+    found = returned_to_float(groups, noise)
     assert found is not None
-    assert noise.runs <= 48 + 1 + 4 + 6 + 10
-    largest = max(group.working for group in found)
-    below = {name for name in powers if sizes[name] < largest}
-    assert not noise.met(frozenset(below), "smaller nodes alone do not suffice")
+    assert noise.runs <= 48 + 1 + 4 + 6 + 6 + 10
+    largest = max(group.working for group in found.kept)
+    below = [group for group in groups if group.working < largest]
+    assert not noise.met(Choice(below, []), "smaller nodes alone do not suffice")
+
+
+def test_weights_of_the_costliest_nodes_stay_floats() -> None:
+    powers = {"a": 1e-2, "b": 2e-3, "c": 1e-3, "d": 1e-4}
+    found = returned_to_float(groups_of(powers), Noise(powers, 28.0, stored=0.1))
+    assert found is not None
+    assert names_of(found.kept) == {"a", "b"}
+    assert names_of(found.wide) == {"a"}
+
+
+def test_no_weight_stays_float_where_none_needs_to() -> None:
+    powers = {"a": 1e-2, "b": 1e-4}
+    found = returned_to_float(groups_of(powers), Noise(powers, 28.0, stored=1e-3))
+    assert found == Choice([Group(("a",), 1)], [])
+
+
+def test_a_weight_larger_than_all_activations_is_not_widened() -> None:
+    assert too_large_to_widen({"large": (1000, 4)}, peak=8) == {"large"}
+    assert too_large_to_widen({"small": (8, 4), "large": (1000, 4)}, peak=12) == {"large"}
+
+
+def test_many_weights_are_stored_though_each_is_widened() -> None:
+    weights = {f"n{i}": (100, 4) for i in range(4)}
+    assert too_large_to_widen(weights, peak=8) == frozenset()
+    assert too_large_to_widen(weights, peak=1000) == frozenset()
+    assert too_large_to_widen({}, peak=0) == frozenset()

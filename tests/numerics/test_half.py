@@ -172,13 +172,13 @@ def test_verification_compares_with_the_original_file(type_: str, tmp_path: Path
     found = program(CHAIN, w=WEIGHT)
     original = original_of(found, tmp_path)
     report = convert_program(found, GPU, type_, rows(2.0))
-    comparison = verify_half(found, original, report)
+    comparison = verify_half(found, [original], report)
     assert comparison.passed
     assert comparison.tolerance.sqnr_db == report.wanted_db
     assert comparison.outputs[0].sqnr_db == pytest.approx(report.worst_db, abs=10)
     report.wanted_db = 150.0
     with pytest.raises(VerificationError) as caught:
-        verify_half(found, original, report)
+        verify_half(found, [original], report)
     assert caught.value.code == "half-error"
     assert "150 dB" in str(caught.value)
 
@@ -191,7 +191,7 @@ def test_integer_outputs_are_judged_by_what_differs(tmp_path: Path) -> None:
     close[:, 2] += 1e-5
     report = convert_program(found, GPU, "fp16", {"x": close}, keep=("Exp",))
     assert report.worst_db == 200.0
-    assert verify_half(found, original, report).passed
+    assert verify_half(found, [original], report).passed
     loose = program(text)
     report = convert_program(loose, GPU, "fp16", {"x": close}, tolerance=Tolerance(sqnr_db=-10.0))
     # A conversion that is seen in every element: -20 log10(1) = 0.

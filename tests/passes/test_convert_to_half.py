@@ -126,7 +126,7 @@ NETWORKS = {
     "dtln_2": (66, 4),
     "magika_v3_3": (72, 1),
     "nnsplit_en": (17, 1),
-    "silero_vad": (135, 4),
+    "silero_vad": (115, 4),
     "sinet_portrait": (208, 2),
     "stories260k_decode": (298, 26),
     "ultraface_rfb320": (125, 3),

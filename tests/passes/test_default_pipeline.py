@@ -41,7 +41,8 @@ NETWORKS = {
     "resnet20_cifar10": (54, 0.0),
     "resnet56_cifar10": (144, 0.0),
     "resnet8_cifar10_nhwc": (24, 0.0),
-    "silero_vad": (168, 0.0),
+    # Weights that are constants are packed when they are loaded, and products round otherwise.
+    "silero_vad": (148, 1e-5),
     "sinet_portrait": (208, 0.0),
     "squeezenet1_1_fp16": (65, 2e-3),
     "squeezenet1_1_imagenet": (65, 0.0),
@@ -139,11 +140,15 @@ def test_the_pipeline_runs_in_a_valid_order() -> None:
     # fix-dimensions is for targets that take fixed shapes, quantization is asked for.
     precisions = {
         "convert-to-half",
+        "equalize-channels",
         "fuse-qdq",
         "insert-qdq",
+        "integer-interface",
+        "lower-for-integers",
         "quantize-recurrent",
         "quantize-weights",
         "raise-opset",
+        "split-products",
     }
     assert unused - precisions == {
         "fuse-activation",

@@ -201,11 +201,6 @@ def test_arm_and_gpu_schemes(tmp_path: Path) -> None:
             UnsupportedError,
             "quantization-target",
         ),
-        (
-            {"precision": "int8", "calibration_data": [1], "target": "ethos-u55"},
-            UnsupportedError,
-            "quantization-full-integer",
-        ),
     ],
 )
 def test_refusals(

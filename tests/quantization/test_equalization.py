@@ -155,7 +155,7 @@ def test_large_weights_are_scaled_when_they_are_read() -> None:
 
 def test_extremes_of_channels_do_not_need_the_samples_again() -> None:
     model = encoder()
-    before = calibrate(program_of(model), feeds_of(model, 40), OPERATORS)
+    before = calibrate(program_of(model), feeds_of(model, 64), OPERATORS)
     assert len(before.kept) == 8
     model.meta[META_KEY] = before.describe("min-max", Scheme())
     EqualizeChannels(alpha=0.5, insert=4.0)(model)
@@ -165,9 +165,9 @@ def test_extremes_of_channels_do_not_need_the_samples_again() -> None:
     assert old.channel_highs is not None
     assert new.channel_highs is not None
     np.testing.assert_allclose(new.channel_highs, old.channel_highs / factors)
-    # Forty samples decide the range, although eight were run again.
+    # All samples decide the range, although eight were run again.
     assert new.high == pytest.approx((old.channel_highs / factors).max())
-    assert new.elements == old.elements // 5
+    assert new.elements == old.elements // 8
     # What the pass left alone is as it was, and what is gone is forgotten.
     assert after.histograms["o1"] is before.histograms["o1"]
     assert set(after.histograms) == {*before.histograms, "h_equalized"}
@@ -193,10 +193,10 @@ def test_int8_keeps_what_gains_and_says_so(tmp_path: Path) -> None:
     report = result.quantization
     assert report is not None
     plain = max(db for what, db in report.tried if "after" not in what)
-    assert report.worst_db >= plain + 6
+    assert report.worst_db >= plain + 3
     assert report.equalized.startswith("equalize-channels{alpha=0.")
     names = [one.name for one in result.report]
-    assert names[-2:] == ["equalize-channels", "insert-qdq"]
+    assert names.index("insert-qdq") == names.index("equalize-channels") + 1
     assert result.to_dict()["quantization"]["equalized"] == report.equalized
     assert not {META_KEY, FACTS_KEY} & set(result.program.model.meta)
     # The decibels of a layer are those of the equalized float program, not of scaled values.

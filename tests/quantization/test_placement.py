@@ -6,7 +6,8 @@ import pytest
 from graphopt.ir.program import Program
 from graphopt.ir.shapes import infer_shapes
 from graphopt.quantization.description import Description, Plan
-from graphopt.quantization.placement import Placement, observed_values, place
+from graphopt.quantization.placed import Placement
+from graphopt.quantization.placement import observed_values, place
 from graphopt.quantization.ranges import Scheme
 from graphopt.quantization.rules import RULES, is_gated
 from tests.passes.graphs import graph

@@ -130,3 +130,26 @@ def test_wide_copies_are_small_however_large_the_weights() -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < array.size + (56 << 20)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 3), (5, 1), (3, 7), (1001, 33)])
+def test_the_two_largest_of_columns(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read in pieces of some rows; ties, zeros, and both in one piece or in two."""
+    monkeypatch.setattr(weights_module, "_CACHED", 7 * shape[1])
+    for _ in range(20):
+        array = np.rint(RNG.standard_normal(shape) * 3).astype(np.float32)
+        ends = weights_module._ends(array, 1)
+        ordered = np.sort(np.abs(array), axis=0)
+        wanted = np.vstack([np.zeros((1, shape[1])), ordered])[-2:].T
+        assert np.array_equal(ends, wanted)
+
+
+def test_lost_means_of_columns_are_those_of_rows() -> None:
+    array, means = RNG.standard_normal((70, 40)).astype(np.float32), RNG.random(70)
+    scales = weight_scales(array, 1, WeightScheme())
+    by_column = lost_by_rounding(array, scales, 1, means, 0, 1)
+    by_row = lost_by_rounding(np.ascontiguousarray(array.T), scales, 0, means, 1, 1)
+    assert np.allclose(by_column, by_row, rtol=0, atol=1e-6 * np.abs(by_row).max())
+    assert np.abs(by_row).max() > 0

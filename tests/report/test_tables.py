@@ -6,10 +6,12 @@ import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from graphopt.report.console import Style, sparkline
+from graphopt.report.quantization import quantization_line
 from graphopt.report.tables import (
     passes_pieces,
     passes_text,
@@ -185,3 +187,25 @@ if __name__ == "__main__":
     for case, render in CASES.items():
         (GOLDEN / f"{case}.txt").write_text(render() + "\n", encoding="utf-8")
     sys.stdout.write(f"{len(CASES)} texts recorded\n")
+
+
+@pytest.mark.parametrize(
+    ("kernels", "said"),
+    [
+        (None, "2 nodes integer, 1 returned to float for accuracy, ranges by mse"),
+        (
+            {"kernels": {"a": "QLinearConv", "b": "Gemm"}, "float_nodes": {"b": "no kernel"}},
+            (
+                "2 nodes integer, 1 of them widened by onnxruntime, 1 returned to float for "
+                "accuracy, ranges by mse"
+            ),
+        ),
+        (
+            {"kernels": {"a": "QLinearConv", "b": "QGemm"}, "float_nodes": {}},
+            "2 nodes integer, run as such, 1 returned to float for accuracy, ranges by mse",
+        ),
+    ],
+)
+def test_the_line_of_quantization(kernels: dict[str, Any] | None, said: str) -> None:
+    plain = {"layers": {"a": 40.0, "b": 30.0}, "returned": ["c"], "method": "mse"}
+    assert quantization_line({**plain, "kernels": kernels}) == said
