@@ -131,6 +131,10 @@ CODES_OF_PARTS: dict[str, str] = {
         "inputs, or sizes with --dim."
     ),
     "half-type": "The type is no half precision. Use float16 (fp16) or bfloat16 (bf16).",
+    "integer-interface": (
+        "The metadata that state scales of integer inputs and outputs do not describe this model. "
+        "Compile the float model again, or remove the entry."
+    ),
     "metric-drop": (
         "The result is worse by the metric than max_drop allows, although the best candidate was "
         "kept. Accept a larger drop, calibrate on more samples, or choose a finer precision."

@@ -91,6 +91,9 @@ def _compare(
 
     candidate = with_float_interface(_open(other, trust=trust)[0])
     infer_shapes(candidate)
+    # In floats, whichever of the two has integer inputs.
+    program = with_float_interface(program)
+    infer_shapes(program)
     reference = Reference(program, examples, bindings=bindings, tolerance=tolerance, seed=seed)
     try:
         return reference.verify(candidate)

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.errors import InvalidModelError
 from graphopt.ir.program import Program
 from graphopt.ir.rewrite import Names
 
 INTERFACE_KEY = "graphopt.integer_interface"
+_TYPES = {"int8": ir.DataType.INT8, "uint8": ir.DataType.UINT8}
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,48 @@ def record(model: ir.Model, interface: Interface) -> None:
 
 
 def interface_of(model: ir.Model) -> Interface:
-    """Return the integer inputs and outputs that ``model`` states; none where it states none."""
+    """Return the integer inputs and outputs that ``model`` states; none where it states none.
+
+    Raises:
+        InvalidModelError: what the file states is no interface, or not that of its graph.
+    """
     text = model.metadata_props.get(INTERFACE_KEY)
     if text is None:
         return Interface()
-    plain = json.loads(text)
-    return Interface(
-        tuple(Port(**one) for one in plain["inputs"]),
-        tuple(Port(**one) for one in plain["outputs"]),
-    )
+    try:
+        plain = json.loads(text)
+        return Interface(
+            _ports(plain["inputs"], model.graph.inputs),
+            _ports(plain["outputs"], model.graph.outputs),
+        )
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InvalidModelError(
+            "integer-interface",
+            f"the metadata '{INTERFACE_KEY}' state no integer interface of this model: "
+            f"{type(error).__name__}: {str(error)[:200]}",
+            hint="compile the float model again, or remove that entry",
+        ) from error
+
+
+def _ports(plain: Any, values: Iterable[ir.Value]) -> tuple[Port, ...]:
+    """Return the inputs or outputs that ``plain`` describes.
+
+    Raises:
+        ValueError, TypeError or KeyError: it describes something else.
+    """
+    dtypes = {value.name: value.dtype for value in values}
+    ports = tuple(Port(**one) for one in plain)
+    for port in ports:
+        if dtypes[port.name] is not _TYPES[port.dtype]:
+            raise ValueError(f"'{port.name}' is not {port.dtype}")
+        limits = np.iinfo(port.dtype)
+        if type(port.zero_point) is not int or not limits.min <= port.zero_point <= limits.max:
+            raise ValueError(f"zero point of '{port.name}' is {port.zero_point!r}")
+        if type(port.scale) is not float or not 0 < port.scale < float("inf"):
+            raise ValueError(f"scale of '{port.name}' is {port.scale!r}")
+    if len({port.name for port in ports}) < len(ports):
+        raise ValueError("a name is repeated")
+    return ports
 
 
 def integer_samples(model: ir.Model, samples: Any) -> Any:
@@ -117,7 +152,7 @@ def with_float_interface(program: Program) -> Program:
     for port in interface.outputs:
         _make_floats(model, port, names)
     del model.metadata_props[INTERFACE_KEY]
-    return replace(program, model=model)
+    return replace(program, model=model, source=replace(program.source, path=None))
 
 
 def _position(values: Iterable[ir.Value], port: Port) -> int:
