@@ -12,6 +12,7 @@ from graphopt.ir.rewrite import nodes_of
 from graphopt.passes._edit import Edit
 from graphopt.pipeline.base import Pass, PassResult
 from graphopt.quantization.recurrent import gate_scales, transposed_integers
+from graphopt.quantization.weight_emission import drop_unread
 from graphopt.quantization.weights import WeightScheme
 
 DOMAIN = "com.microsoft"
@@ -69,7 +70,7 @@ class QuantizeRecurrent(Pass):
         for node in layers:
             self._rewrite(edit, node, weights)
         for value in weights:
-            _drop(edit, value)
+            drop_unread(edit, value)
         if layers:
             model.graph.opset_imports.setdefault(DOMAIN, 1)
         return edit.result()
@@ -143,13 +144,3 @@ def _stored(edit: Edit, value: ir.Value, scheme: WeightScheme) -> list[ir.Value]
         edit.constant(f"{name}_scales", ir.Tensor(scales)),
         edit.constant(f"{name}_zero_points", ir.Tensor(scales.astype("int8") * 0)),
     ]
-
-
-def _drop(edit: Edit, value: ir.Value) -> None:
-    """Remove the float weight, which nobody reads any more."""
-    producer = value.producer()
-    if producer is not None:
-        edit.drop(producer)
-    elif value.name and value.graph is not None:
-        value.graph.initializers.pop(value.name)
-        edit.names.release_value(value.name)

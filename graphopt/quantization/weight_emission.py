@@ -97,12 +97,13 @@ def emit_weights(
             emission.rewrite(reader)
             edit.rewrites += 1
     for weight in dict.fromkeys(stored.weight for stored in choice.stored):
-        _drop_unread(edit, weight)
+        drop_unread(edit, weight)
     if fused:
         edit.model.graph.opset_imports.setdefault(DOMAIN, 1)
 
 
-def _drop_unread(edit: Rewriter, weight: ir.Value) -> None:
+def drop_unread(edit: Rewriter, weight: ir.Value) -> None:
+    """Remove a constant that nobody reads any more."""
     producer = weight.producer()
     if producer is not None:
         edit.drop(producer)

@@ -186,14 +186,14 @@ def saved(model: ir.Model, folder: Path) -> Path:
 
 def test_int8_keeps_what_gains_and_says_so(tmp_path: Path) -> None:
     model = encoder(activation="Erf")
-    data = feeds_of(model)
+    data = feeds_of(model, 8)
     path = saved(model, tmp_path)
     keywords: dict[str, Any] = {"target": "cpu", "precision": "int8", "calibration_data": data}
     result = graphopt.compile(path, **keywords, verify=graphopt.Tolerance(sqnr_db=0))
     report = result.quantization
     assert report is not None
     plain = max(db for what, db in report.tried if "after" not in what)
-    assert report.worst_db >= plain + 3
+    assert report.worst_db >= plain + 6
     assert report.equalized.startswith("equalize-channels{alpha=0.")
     names = [one.name for one in result.report]
     assert names.index("insert-qdq") == names.index("equalize-channels") + 1
