@@ -41,6 +41,11 @@ HALF_LIMIT = 4 * 2.0**-10
 DIFFERING = 1e-4
 SECONDS = 300
 CALIBRATED = ("mobilenet_v2", "bert")
+CALIBRATED_TRAINED = (
+    "mnist_cntk", "resnet8_cifar10_nhwc", "resnet20_cifar10", "dscnn_kws",
+    "squeezenet1_1_imagenet", "lprnet_plate", "ultraface_rfb320", "yolox_nano_416", "espcn_x3",
+    "sinet_portrait", "deeplabv3_mnv2_portrait",
+)  # fmt: skip
 # Its branches take different lengths, which torch.export wants to be one; so once at one length.
 FIXED = "silero_vad@16000"
 # The child gets: file, inputs, where outputs go.
@@ -148,17 +153,17 @@ def from_file(path: Path, dims: dict[str, int], *, fixed: bool = False) -> Case:
     from graphopt.numerics.feeds import make_feed
     from graphopt.passes import DEFAULT_PIPELINE
 
-    calibration = script("quantization")
+    splits = script("int8_splits")
     given = None
     if path.stem == "silero_vad":
         # A branch for each rate, which takes another length.
         given = [speech(16000)] if fixed else [speech(16000), speech(8000)]
         feeds = given
-    elif path.stem in calibration.NETWORKS:
-        feeds = calibration.samples(path, calibration.NETWORKS[path.stem])[:1]
+    elif path.stem in CALIBRATED_TRAINED:
+        feeds = [next(splits.SPLITS[path.stem]())]
     elif path.stem == "ppocr_det_v1_1":
         # On noise all its outputs are zero.
-        photo = next(calibration.photos(dims["image_3"], dims["image_2"], -2.0, 1 / 57))
+        photo = next(splits.photos(dims["image_3"], dims["image_2"], -2.0, 1 / 57))
         feeds = [{"image": photo.astype(np.float32)}]
     else:
         # The original says what its inputs index; some readers are gone from the result.
@@ -196,13 +201,13 @@ def quantized(name: str, folder: Path) -> Case:
     """Return the case of a network in 8 bits."""
     import graphopt
 
-    calibration = script("quantization")
-    path = calibration.assets() / "models" / f"{name}.onnx"
+    splits = script("int8_splits")
+    path = splits.assets() / "models" / f"{name}.onnx"
     if name in CALIBRATED:
         path = folder / f"{name}.onnx"
-        feeds = calibration.built(name, path)
+        feeds = script("int8_built").built(name, path)
     else:
-        feeds = calibration.samples(path, calibration.NETWORKS[name])
+        feeds = list(splits.SPLITS[name]())
     result = graphopt.compile(path, precision="int8", calibration_data=feeds, verify=False)
     file = folder / f"{name}.int8.onnx"
     result.save(file)
@@ -321,7 +326,7 @@ def all_names(*, int8: bool) -> list[str]:
     from models import REGISTRY
 
     if int8:
-        return [*script("quantization").NETWORKS, *CALIBRATED]
+        return [*CALIBRATED_TRAINED, *CALIBRATED]
     folder = script("trained_networks").assets() / "models"
     return [*REGISTRY, *sorted(path.stem for path in folder.glob("*.onnx")), FIXED]
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from graphopt.numerics.compare import OutputError, Tolerance, compare_arrays
 
-# Accepted when the user states nothing; benchmarks/quantization.py shows what it costs in accuracy.
+# Accepted when the user states nothing; benchmarks/int8_trained.py shows what it costs.
 DEFAULT_SQNR_DB = 28.0
 _HIGHEST_DB = 200.0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 from graphopt.frontends.onnx_loader import load_onnx
@@ -121,6 +122,26 @@ def test_trained_networks(name: str, assets: Path) -> None:
     assert signature == [(v.name, v.dtype) for v in (*model.graph.inputs, *model.graph.outputs)]
     assert_equal(run(model, feeds), wanted, exact=tolerance == 0, rtol=tolerance)
     assert not clean_up(model)
+
+
+@pytest.mark.assets
+def test_folding_in_branches_keeps_every_bit(assets: Path, tmp_path: Path) -> None:
+    original = assets / "models" / "silero_vad.onnx"
+    program = load_onnx(original)
+    feeds = feeds_of(program)
+    clean_up(program.model)
+    ir.save(program.model, tmp_path / "clean.onnx")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Else products with weights that are constants go through other kernels.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    wanted, got = (
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run(
+            None, feeds
+        )
+        for path in (original, tmp_path / "clean.onnx")
+    )
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(wanted, got, strict=True))
 
 
 @pytest.mark.assets

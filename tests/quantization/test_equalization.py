@@ -184,7 +184,9 @@ def saved(model: ir.Model, folder: Path) -> Path:
     return path
 
 
-def test_int8_keeps_what_gains_and_says_so(tmp_path: Path) -> None:
+def test_int8_keeps_what_gains_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The gain depends on the numbers: these are the same whichever tests ran before.
+    monkeypatch.setitem(globals(), "RNG", np.random.default_rng(0))
     model = encoder(activation="Erf")
     data = feeds_of(model, 8)
     path = saved(model, tmp_path)
@@ -193,8 +195,7 @@ def test_int8_keeps_what_gains_and_says_so(tmp_path: Path) -> None:
     report = result.quantization
     assert report is not None
     plain = max(db for what, db in report.tried if "after" not in what)
-    # Half of the noise at least, whichever samples the seeds give.
-    assert report.worst_db >= plain + 3
+    assert report.worst_db >= plain + 6
     assert report.equalized.startswith("equalize-channels{alpha=0.")
     names = [one.name for one in result.report]
     assert names.index("insert-qdq") == names.index("equalize-channels") + 1
