@@ -32,6 +32,7 @@ from graphopt.quantization.rules import (
     rule_of,
     unsupported_form,
 )
+from graphopt.quantization.unions import Unions
 
 # An input of a Concat whose range is narrower than this part of the common one keeps its own
 # scale: sharing would cost it more than two of its eight bits.
@@ -355,28 +356,18 @@ class _Builder:
         return (float(array.min(initial=0.0)), float(array.max(initial=0.0)))
 
 
-class _Groups:
+class _Groups(Unions):
     """Values that share scale and zero point: union-find, with the range of each group."""
 
     def __init__(self, limits: Mapping[ir.Value, tuple[float, float]]) -> None:
-        self._parents: dict[ir.Value, ir.Value] = {}
+        super().__init__()
         self._moved: set[ir.Value] = set()
         self._limits = dict(limits)
         self._ranges: dict[ir.Value, tuple[float, float]] = {}
 
-    def root(self, value: ir.Value) -> ir.Value:
-        while True:
-            parent = self._parents.get(value, value)
-            if parent is value:
-                return value
-            self._parents[value] = self._parents.get(parent, parent)
-            value = parent
-
     def move(self, source: ir.Value, result: ir.Value) -> None:
         """Let ``result``, which has no elements of its own, share with ``source``."""
-        a, b = self.root(source), self.root(result)
-        if a is not b:
-            self._parents[b] = a
+        self.unite(source, result)
         self._moved.add(result)
 
     def add(self, value: ir.Value, known: tuple[float, float]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from graphopt.quantization.ranges import Params, Scheme, params_for
+from graphopt.quantization.unions import Unions
 
 Range = tuple[float, float]
 # A value that others read, too, keeps its own scale when its range is narrower than this part of
@@ -17,7 +18,7 @@ Range = tuple[float, float]
 _NARROW = 0.25
 
 
-class SharedScales:
+class SharedScales(Unions):
     """Union-find over values, with the range, the clamp and the dictated scale of each group.
 
     Args:
@@ -25,25 +26,10 @@ class SharedScales:
     """
 
     def __init__(self, limits: Mapping[ir.Value, Range]) -> None:
-        self._parents: dict[ir.Value, ir.Value] = {}
+        super().__init__()
         self._ranges: dict[ir.Value, Range] = {}
         self._limits = dict(limits)
         self._fixed: dict[ir.Value, Params] = {}
-
-    def root(self, value: ir.Value) -> ir.Value:
-        """Return the value that stands for the group of ``value``."""
-        while True:
-            parent = self._parents.get(value, value)
-            if parent is value:
-                return value
-            self._parents[value] = self._parents.get(parent, parent)
-            value = parent
-
-    def unite(self, source: ir.Value, result: ir.Value) -> None:
-        """Put both into the group of ``source``; before any range is told."""
-        a, b = self.root(source), self.root(result)
-        if a is not b:
-            self._parents[b] = a
 
     def add(self, value: ir.Value, known: Range) -> None:
         """Tell what range ``value`` needs."""
