@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.int8_splits import SPLITS, assets  # noqa: E402
-from benchmarks.int8_trained import evaluator, metric, session  # noqa: E402
+from benchmarks.int8_trained import evaluator, metric  # noqa: E402
+from benchmarks.sessions import session  # noqa: E402
 
 # Samples that the search sees; the next ones judge the result.
 SEEN, JUDGED = 8, 8

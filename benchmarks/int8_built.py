@@ -13,14 +13,12 @@ loads at every optimization level.
 
 import argparse
 import os
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,8 +30,8 @@ from benchmarks.int8_peers import (  # noqa: E402
     onnxruntime_quantize,
     onnxsim_quantize,
 )
-from benchmarks.int8_trained import integer_kernels  # noqa: E402
 from benchmarks.runtime_peak import measure  # noqa: E402
+from benchmarks.sessions import integer_kernels, session, time_ratios  # noqa: E402
 
 RUNS = 60
 
@@ -115,22 +113,6 @@ def defects(path: Path) -> list[str]:
     return found
 
 
-def processor_ratios(base: Path, others: list[Path], feed: Feed) -> list[float]:
-    """Return the processor time of each of ``others`` relative to ``base``: median over pairs."""
-    sessions = [session(path) for path in (base, *others)]
-    times: list[list[float]] = [[] for _ in sessions]
-    for run in range(RUNS + 2):
-        for index, one in enumerate(sessions):
-            started = time.process_time()
-            one.run(None, feed)
-            if run >= 2:
-                times[index].append(time.process_time() - started)
-    return [
-        statistics.median(b / a for a, b in zip(times[0], other, strict=True))
-        for other in times[1:]
-    ]
-
-
 def memory(path: Path, feed: Feed) -> str:
     """Return the arena of graphopt's plan for ``path`` and what it takes in onnxruntime, in kB."""
     import graphopt
@@ -140,16 +122,6 @@ def memory(path: Path, feed: Feed) -> str:
     found = measure(path, feed)
     figures = [f"{bytes_ / 1000:,.0f}" for bytes_ in (arena, found["run"], found["all"])]
     return f"arena {figures[0]} kB, run {figures[1]} kB, load and run {figures[2]} kB"
-
-
-def session(path: Path, level: str = "ENABLE_ALL") -> Any:
-    import onnxruntime as ort
-
-    ort.set_default_logger_severity(3)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{level}")
-    return ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
 
 
 def _ort(path: Path, feeds: list[Feed], method: str, file: Path) -> float:
@@ -197,7 +169,8 @@ def row(name: str, out: Path, target: str, nncf: Path | None) -> None:
     result.save(ours)
     taken = time.perf_counter() - started
     files = {"graphopt": ours, **peers(path, out, feeds, nncf)}
-    found = processor_ratios(path, list(files.values()), feeds[0])
+    others = list(files.values())
+    found = time_ratios(path, others, feeds[0], runs=RUNS, clock=time.process_time)
     print(f"    {'float':<15}{memory(path, feeds[0])}", flush=True)
     for (kind, file), ratio in zip(files.items(), found, strict=True):
         print(

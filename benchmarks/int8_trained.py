@@ -12,12 +12,10 @@ what was resident before it). graphopt runs with default settings.
 """
 
 import argparse
-import collections
 import importlib.util
 import json
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -31,6 +29,7 @@ sys.path.insert(0, os.fspath(ROOT))
 from benchmarks.int8_peers import Feed, nncf_quantize, onnxruntime_quantize  # noqa: E402
 from benchmarks.int8_splits import SPLITS, assets  # noqa: E402
 from benchmarks.runtime_peak import measure  # noqa: E402
+from benchmarks.sessions import integer_kernels, session, time_ratios  # noqa: E402
 
 RUNS = 15
 LEAST_RUN_BYTES = 1 << 20
@@ -96,59 +95,6 @@ def lost(name: str, before: float, after: float) -> float:
     return 100 * ((before - after) if higher else (after - before)) / before
 
 
-def session(path: Path, optimized: Path | None = None) -> Any:
-    import onnxruntime as ort
-
-    ort.set_default_logger_severity(3)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    if optimized is not None:
-        options.optimized_model_filepath = os.fspath(optimized)
-    return ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-
-
-def ratios(base: Path, others: list[Path], feed: Feed) -> list[float]:
-    """Return the latency of each of ``others`` relative to ``base``: median over pairs."""
-    sessions = [session(path) for path in (base, *others)]
-    times: list[list[float]] = [[] for _ in sessions]
-    for run in range(RUNS + 2):
-        for index, one in enumerate(sessions):
-            names = [value.name for value in one.get_inputs()]
-            given = dict(zip(names, feed.values(), strict=True))
-            started = time.perf_counter()
-            one.run(None, given)
-            if run >= 2:
-                times[index].append(time.perf_counter() - started)
-    return [
-        statistics.median(b / a for a, b in zip(times[0], other, strict=True))
-        for other in times[1:]
-    ]
-
-
-def integer_kernels(path: Path, scratch: Path) -> str:
-    """Return how many Conv, Gemm, MatMul and LSTM run in integers, of how many."""
-    import onnx
-
-    kept = scratch / "optimized.onnx"
-    session(path, kept)
-    counts: collections.Counter[str] = collections.Counter()
-    graphs = [onnx.load(kept).graph]
-    while graphs:
-        graph = graphs.pop()
-        for node in graph.node:
-            counts[node.op_type] += 1
-            graphs += [a.g for a in node.attribute if a.HasField("g")]
-    integer = sum(
-        counts[name]
-        for name in (
-            "QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat",
-            "DynamicQuantizeMatMul", "DynamicQuantizeLSTM",
-        )
-    )  # fmt: skip
-    plain = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "LSTM")
-    return f"{integer}/{integer + sum(counts[name] for name in plain)}"
-
-
 def run_bytes(path: Path, feed: Feed) -> int:
     """Return what one run takes over what is resident before it, in a fresh process."""
     return min(measure(path, feed)["run"] for _ in range(2))
@@ -207,7 +153,8 @@ def quantize(name: str, out: Path, target: str, nncf: Path | None) -> dict[str, 
         tools["nncf"] = lambda: nncf_quantize(nncf, path, files["nncf"], feeds)
     done = [kind for kind, tool in tools.items() if attempt(row, kind, files[kind], tool)]
     try:
-        found = ratios(path, [files[kind] for kind in done], feeds[-1])
+        others = [files[kind] for kind in done]
+        found = time_ratios(path, others, feeds[-1], runs=RUNS, clock=time.perf_counter)
     except Exception as error:  # a file that loads may still not run
         row["latency_failed"] = str(error)[:200]
         found = []

@@ -24,6 +24,7 @@ def compile(
     precision: Any = None,
     sparsity: Any = None,
     calibration_data: "Iterable[Any] | str | os.PathLike[str] | None" = None,
+    calibration_method: str = "auto",
     memory_limit: "MemoryLimit" = None,
     objective: str = "memory",
     max_recompute: float = 0.0,
@@ -60,6 +61,10 @@ def compile(
             any iterable of dictionaries or tuples, read once; or the path of a folder of ``.npz``
             files. Memory does not grow with their number. With int4-weights and int8-weights, the
             weights of products are rounded for these inputs (GPTQ), and verified on them.
+        calibration_method: For int8, which ranges values get: ``"min-max"``, all that was seen;
+            ``"percentile"``, all but 0.001 % of the elements; ``"entropy"``, the smallest
+            Kullback-Leibler divergence; ``"mse"``, the smallest squared error; ``"auto"``: those of
+            the first, the second or the last with which the result loses least.
         memory_limit: Bytes, text such as ``"320KiB"``, or a mapping from pool to either.
         objective: Only ``"memory"`` is served.
         max_recompute: Only 0 is served.
@@ -95,6 +100,7 @@ def compile(
         "precision": precision,
         "sparsity": sparsity,
         "calibration_data": calibration_data,
+        "calibration_method": calibration_method,
         "memory_limit": memory_limit,
         "objective": objective,
         "max_recompute": max_recompute,

@@ -17,13 +17,14 @@ from graphopt.ir.program import (
     Program,
     is_onnx,
 )
+from graphopt.ir.rewrite import nodes_of
 from graphopt.ir.shapes import ShapeReport, infer_shapes
 from graphopt.limits import MemoryLimit, check_limits, resolve_limits
 from graphopt.memory.plan import MemoryPlan, PassBytes
 from graphopt.memory.planning import make_plan
 from graphopt.memory.sizes import input_symbols
 from graphopt.numerics.compare import Comparison, Tolerance
-from graphopt.options import HALF_PRECISIONS, CompileOptions
+from graphopt.options import AUTOMATIC, HALF_PRECISIONS, CompileOptions, Progress
 from graphopt.pipeline.base import Pass
 from graphopt.pipeline.instruments import CompareEach, DumpText, MeasureMemory
 from graphopt.pipeline.pipeline import Instrument, PassPipeline, PassReport, build_passes
@@ -31,6 +32,7 @@ from graphopt.quantization.precisions import WEIGHT_PRECISIONS, weight_precision
 from graphopt.result import CompileResult
 from graphopt.targets.loader import resolve_target
 from graphopt.targets.schema import Target
+from graphopt.temporary import remove_abandoned
 
 if TYPE_CHECKING:
     from graphopt.numerics.half import HalfReport
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 def compile_model(model: Any, example_inputs: Any, options: CompileOptions) -> CompileResult:
     """Compile ``model``; see ``graphopt.compile`` for what the options mean."""
+    remove_abandoned()
     target = resolve_target(options.target)
     limits = resolve_limits(options.memory_limit, target)
     program = load_program(model, example_inputs, options)
@@ -357,12 +360,12 @@ def _weight_rounder(
         return nullcontext()
     from graphopt.numerics.hessians import WeightRounder
 
-    told = options.progress
-    return WeightRounder(
-        program,
-        options.calibration_data,
-        progress=None if told is None else lambda done, what: told(done, done, what),
-    )
+    return WeightRounder(program, options.calibration_data, progress=_open_ended(options.progress))
+
+
+def _open_ended(told: Progress | None) -> Callable[[int, str], None] | None:
+    """Return the progress of work of which nobody knows how much there is: always one more."""
+    return None if told is None else lambda done, what: told(done, done + 1, what)
 
 
 def as_it_runs(program: Program, target: Target) -> Program:
@@ -372,7 +375,7 @@ def as_it_runs(program: Program, target: Target) -> Program:
     nothing else: the floats between them are never in memory. Without such nodes this is
     ``program`` itself.
     """
-    if not any(is_onnx(node, "QuantizeLinear") for node in program.graph):
+    if not any(is_onnx(node, "QuantizeLinear") for node in nodes_of(program.model)):
         return program
     if target.quantization is not None and target.quantization.full_integer:
         from graphopt.quantization.planned_form import planned_form
@@ -397,19 +400,19 @@ def _quantize(
     original: Sequence[Path],
 ) -> "Quantizer":
     """Quantize ``program`` in place for ``target``; adds to ``reports`` what the passes did."""
-    from graphopt.numerics.quantize import Quantizer
+    from graphopt.numerics.quantize import AUTOMATIC_METHODS, Quantizer
     from graphopt.passes.raise_opset import RaiseOpset
     from graphopt.passes.split_products import SplitProducts
 
-    told = options.progress
+    method = options.calibration_method
     quantizer = Quantizer(
         program,
         target,
         options.calibration_data,
         tolerance=options.tolerance,
         original=original,
-        # How many there will be is not known: there is always one more.
-        progress=None if told is None else lambda done, what: told(done, done + 1, what),
+        methods=AUTOMATIC_METHODS if method == AUTOMATIC else (method,),
+        progress=_open_ended(options.progress),
     )
     # What the float graph around the conversions would take is nobody's memory: not measured.
     steps: list[Callable[[], tuple[Pass, ...]]] = [
@@ -444,7 +447,7 @@ def _halve(
     """Convert ``program`` in place to the half precision that is asked for."""
     from graphopt.numerics.half import convert_program
 
-    data, told = options.calibration_data, options.progress
+    data = options.calibration_data
     half = convert_program(
         program,
         target,
@@ -453,7 +456,7 @@ def _halve(
         tolerance=options.tolerance,
         bindings=options.bindings,
         seed=options.seed,
-        progress=None if told is None else lambda done, what: told(done, done, what),
+        progress=_open_ended(options.progress),
     )
     for report in half.passes:
         report.index = len(reports) + 1

@@ -28,7 +28,7 @@ CODES_OF_PARTS: dict[str, str] = {
         "The calibration data held no sample. Make a new generator for each compile."
     ),
     "calibration-method": (
-        "No calibration method has that name. Use min-max, percentile, entropy or mse."
+        "No calibration method has that name. Use auto, min-max, percentile, entropy or mse."
     ),
     "calibration-missing": (
         "int8 needs ranges, or weights should be rounded for samples, and nothing gives them. "
@@ -42,7 +42,8 @@ CODES_OF_PARTS: dict[str, str] = {
         "per input."
     ),
     "calibration-unused": (
-        'Calibration data was given, but nothing needs it. Say precision="int8", or leave it out.'
+        "Calibration data or a calibration method was given, but nothing needs it. Say "
+        'precision="int8", or leave it out.'
     ),
     "capture-differs": (
         "The model that torch's exporter made does not compute what the torch module computes "
@@ -53,6 +54,30 @@ CODES_OF_PARTS: dict[str, str] = {
         "The target has no kernel that reads weights through a table of values that are not evenly "
         "spaced, so floats would be made of them and only the file would be smaller. Use "
         "int4-weights, or a target that stores nf4."
+    ),
+    "cuda-allocator": (
+        "Bytes on a GPU are counted by torch's own CUDA allocator, and another one is in use. Leave "
+        "'backend' out of PYTORCH_CUDA_ALLOC_CONF."
+    ),
+    "cuda-graph-inputs": (
+        "The tensors do not fit the module or the CUDA graph: another number, sizes, type or device. "
+        "Give contiguous tensors of the sizes of the plan, on the GPU of the module."
+    ),
+    "cuda-graph-memory": (
+        "While the CUDA graph was captured, operators took more memory beside the arena than was "
+        "allowed, and a graph keeps it. Allow it with most_bytes, or call the module itself."
+    ),
+    "cuda-graph-module": (
+        "A CUDA graph replays fixed addresses at fixed sizes, which only a module with an arena has. "
+        "Save with arena=True, and load the file."
+    ),
+    "cuda-graph-refused": (
+        "CUDA cannot capture what the module does, for example because it waits for the GPU. Call "
+        "the module without a graph."
+    ),
+    "cuda-missing": (
+        "The target is a GPU, and what was asked for is tried out on one, but torch sees none here. "
+        "Do it on a machine with CUDA, or compile for the CPU."
     ),
     "dynamic-shapes-invalid": (
         "`dynamic_shapes` is not what torch.export takes for these inputs. Write a dictionary "
@@ -207,7 +232,7 @@ CODES_OF_PARTS: dict[str, str] = {
     ),
     "quantization-error": (
         "The quantized model is below the accepted signal-to-noise ratio. Accept less with "
-        "Tolerance(sqnr_db=), or calibrate on more samples."
+        "Tolerance(sqnr_db=), calibrate on more samples, or on x86 with VNNI use target cpu-vnni."
     ),
     "quantization-opset": (
         "The opset is below 13, which integer weights per channel need. Run raise-opset; its "
@@ -223,8 +248,9 @@ CODES_OF_PARTS: dict[str, str] = {
     ),
     "quantization-type": "The activation option is no type that is served. Use uint8 or int8.",
     "torch-branch-sizes": (
-        "torch.export captures both branches of an If at the same sizes, and one of them does not "
-        "take these. Fix the dimensions first (pass fix-dimensions), or save as .onnx or .ts."
+        "torch.export captures both branches of an If at the same sizes, and one of them takes "
+        "none of the sizes of the samples. Give example inputs that take it, fix the dimensions "
+        "first (pass fix-dimensions), or save as .onnx or .ts."
     ),
     "torch-capture-failed": (
         "torch runs the model but refuses to trace or export it. Try the other torch format, or "

@@ -196,9 +196,11 @@ def _run_all(
 ) -> list[dict[str, Any]]:
     """Return the outputs of every sample by name."""
     # Not at the top: a child that only checks a model starts without onnx.
+    from graphopt.isolated_bodies import shown_name
     from graphopt.isolated_pieces import NotInPiecesError, Pieces
 
     session = _session(folder, path, arguments)
+    outputs: list[dict[str, Any]] | None = None
     try:
         if isinstance(session, Pieces):
             try:
@@ -206,8 +208,11 @@ def _run_all(
             except NotInPiecesError:
                 session = _session(folder, path, {**arguments, "whole": True})
             else:
-                return [{name: _array_of(v) for name, v in one.items()} for one in found]
-        return [_run_once(session, feed) for feed in feeds]
+                outputs = [{name: _array_of(v) for name, v in one.items()} for one in found]
+        if outputs is None:
+            outputs = [_run_once(session, feed) for feed in feeds]
+        asked = frozenset(arguments.get("extra_outputs", ()))
+        return [{shown_name(name, asked): v for name, v in one.items()} for one in outputs]
     except (MemoryError, RefusedError):
         raise
     except Exception as error:
@@ -254,10 +259,11 @@ def _with_mapped_weights(folder: Path, path: str, arguments: Mapping[str, Any], 
     """
     import onnx
 
+    from graphopt.isolated_bodies import add_outputs
     from graphopt.isolated_pieces import Pieces, Weights, make_placeholder
 
     model = onnx.load(path, load_external_data=False)
-    _add_outputs(model, arguments.get("extra_outputs", ()))
+    add_outputs(model, arguments.get("extra_outputs", ()))
     weights = Weights(model, os.path.dirname(path), arguments["data_files"])
     make_placeholder(folder)
     threads = arguments.get("threads", 1)
@@ -312,25 +318,17 @@ def _make_session(
     import onnxruntime
 
     if extra and isinstance(model, str):
+        from graphopt.isolated_bodies import add_outputs
+
         folder = Path(model).parent
         loaded = onnx.load(model, load_external_data=False)
-        _add_outputs(loaded, extra)
+        add_outputs(loaded, extra)
         model = loaded.SerializeToString()
     if folder is not None:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", os.fspath(folder)
         )
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def _add_outputs(model: Any, names: Iterable[str]) -> None:
-    """Make more values outputs of ``model``."""
-    import onnx
-
-    present = {info.name for info in model.graph.output}
-    for name in names:
-        if name not in present:
-            model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
 
 
 def _run_once(session: Any, feed: Mapping[str, Any]) -> dict[str, Any]:
@@ -378,24 +376,34 @@ def _array_of(value: Any) -> Any:
 
 
 def observe(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Run a model on samples and reduce every named value to a histogram, here."""
+    """Run a model on samples and reduce every named value to a histogram, here.
+
+    ``seen`` beside its fields are the numbers of the samples that gave it elements.
+    """
     from graphopt.quantization.histogram import Histogram, histogram_of
 
     feeds = read_arrays(folder / FEEDS_FILE, arguments["feeds"])
     axes = arguments["channel_axes"]
     found: dict[str, Histogram] = {}
+    seen: dict[str, list[int]] = {name: [] for name in arguments["names"]}
     outputs = _run_all(folder, arguments["model"], arguments, feeds)
-    for feed, made in zip(feeds, outputs, strict=True):
+    for number, (feed, made) in enumerate(zip(feeds, outputs, strict=True)):
         values = {**feed, **made}
         for name in arguments["names"]:
-            seen = histogram_of(values.pop(name), axes.get(name))
-            found.setdefault(name, Histogram()).merge(seen)
-    return {name: histogram.to_dict() for name, histogram in found.items()}
+            histogram = found.setdefault(name, Histogram())
+            value = values.pop(name)
+            # What a branch that was not taken gives has no channels either.
+            if value.size:
+                histogram.merge(histogram_of(value, axes.get(name)))
+                seen[name].append(number)
+    return {name: {**one.to_dict(), "seen": seen[name]} for name, one in found.items()}
 
 
 def kernels(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the nodes of a model as onnxruntime runs it, its optimizations done."""
+    """Return the nodes of a model as onnxruntime runs it, its optimizations done, of all bodies."""
     import onnx
+
+    from graphopt.isolated_bodies import flat_nodes
 
     path = folder / "optimized.onnx"
     options = _options("all", 1)
@@ -405,6 +413,9 @@ def kernels(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
     }.items():
         options.add_session_config_entry(key, value)
+    if arguments.get("int8"):
+        # By default it turns int8 activations into uint8 on x86-64 first, as on no other processor.
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
     options.optimized_model_filepath = os.fspath(path)
     # Only the nodes are read: what onnxruntime writes of the weights goes nowhere.
     path.with_name("optimized.data").symlink_to(os.devnull)
@@ -420,17 +431,7 @@ def kernels(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     finally:
         for file in folder.glob("optimized.*"):
             file.unlink()
-    nodes = [
-        {
-            "name": node.name,
-            "op": node.op_type,
-            "domain": node.domain,
-            "inputs": list(node.input),
-            "outputs": list(node.output),
-        }
-        for node in model.graph.node
-    ]
-    return {"nodes": nodes}
+    return {"nodes": flat_nodes(model.graph)}
 
 
 @contextlib.contextmanager

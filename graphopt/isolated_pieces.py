@@ -7,7 +7,8 @@ onnxruntime keeps every weight of a session mapped, and computes every ``Dequant
 weight before the first node that needs one. So the nodes are cut into pieces whose weights take
 ``PIECE_BYTES`` as floats, or that are one node. A piece is a model of its own: its session is made,
 all samples pass through it, and it goes away with its weights. A weight stored as integers is
-dequantized here, once for all samples, in memory that the next piece uses again.
+dequantized here, once for all samples, in memory that the next piece uses again; so is one that a
+``MatMulNBits`` reads.
 
 Weights are read only from files that the parent has named. They are handed to onnxruntime as they
 are mapped: it neither copies nor opens them.
@@ -25,9 +26,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from graphopt.isolated_blocks import as_plain, is_product, numbers_of, wide_name, widen
+from graphopt.quantization.threads import each
+
 PIECE_BYTES = 64 << 20
 # Models with more bytes of weights, as floats, are run in pieces.
 WHOLE_BYTES = 128 << 20
+# Numbers that stay in the cache of a processor while two operations pass over them.
+_CACHED = 1 << 17
 # Samples pass through the pieces together while what lies between two pieces takes no more.
 _BETWEEN_BYTES = 64 << 20
 _PLACEHOLDER = "weights-are-elsewhere"
@@ -224,10 +230,11 @@ class Pieces:
         self._make_session = make_session
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
         self._inputs = {info.name: info for info in model.graph.input}
-        # DequantizeLinear of a weight, by what it makes: done here.
+        # Nodes that read integers of a weight, by the floats that are made of them here.
         self._dequantized = {
             node.output[0]: node for node in model.graph.node if self._is_of_weight(node)
         }
+        self._nodes = list(self._without_blocks())
         self._scratch = np.empty(0, np.uint8)
         self._pieces = self._cut()
         made = {name for piece in self._pieces for name in piece.gives}
@@ -244,6 +251,15 @@ class Pieces:
         total = sum(place.length for place in self.weights.places.values())
         grown = (self._bytes_of(name) for name in self._dequantized)
         return total + sum(grown) > WHOLE_BYTES
+
+    def _without_blocks(self) -> Iterator[onnx.NodeProto]:
+        """Yield the nodes, plain products for those with weights in blocks."""
+        for node in self.model.graph.node:
+            if is_product(node, self._tensors, self.weights.places):
+                self._dequantized[wide_name(node)] = node
+                yield from as_plain(node)
+            else:
+                yield node
 
     def _is_of_weight(self, node: onnx.NodeProto) -> bool:
         """Return whether ``node`` makes floats of a weight in a file, by scales of channels."""
@@ -263,14 +279,21 @@ class Pieces:
     def _bytes_of(self, name: str) -> int:
         """Return the bytes of a weight as it is computed with."""
         if name in self._dequantized:
-            dims = self._tensors[self._dequantized[name].input[0]].dims
-            return 4 * math.prod(int(dim) for dim in dims)
+            return 4 * math.prod(self._shape_of(name))
         return self.weights.places[name].length if name in self.weights.places else 0
+
+    def _shape_of(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a weight that is made floats here."""
+        node = self._dequantized[name]
+        if node.op_type == "DequantizeLinear":
+            return tuple(int(dim) for dim in self._tensors[node.input[0]].dims)
+        numbers = numbers_of(node)
+        return numbers["K"], numbers["N"]
 
     def _cut(self) -> list[_Piece]:
         pieces = [_Piece()]
         held = 0
-        for node in self.model.graph.node:
+        for node in self._nodes:
             if node.output and node.output[0] in self._dequantized:
                 continue
             reads = dict.fromkeys(_read_by(node))
@@ -330,15 +353,10 @@ class Pieces:
         return True
 
     def _session_of(self, piece: _Piece, held: Sequence[Mapping[str, Any]]) -> Any:
-        used = [
-            self._tensors[self._dequantized[name].input[0] if name in self._dequantized else name]
-            for name in piece.reads
-            if name in self._tensors or name in self._dequantized
-        ]
         made = dict(self._dequantize([n for n in piece.reads if n in self._dequantized]))
         tensors = [
             onnx.TensorProto(name=name, dims=array.shape) for name, array in made.items()
-        ] + [tensor for tensor in used if tensor.name in piece.reads]
+        ] + [self._tensors[name] for name in piece.reads if name in self._tensors]
         given, values = self.weights.provide(tensors, made)
         made_here = {name for node in piece.nodes for name in node.output}
         before = [
@@ -377,22 +395,23 @@ class Pieces:
             self._scratch = np.empty(sum(sizes), np.uint8)
         start = 0
         for name, size in zip(names, sizes, strict=True):
-            node = self._dequantized[name]
-            source = self._tensors[node.input[0]]
-            shape = tuple(source.dims)
             space = self._scratch[start : start + self._bytes_of(name)]
-            floats = space.view(np.float32).reshape(shape)
-            zero = node.input[2] if len(node.input) > 2 else ""
-            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-            dequantize(
-                self.weights.map(source),
-                self._small(node.input[1]),
-                self._small(zero) if zero else None,
-                axis,
-                floats,
-            )
+            floats = space.view(np.float32).reshape(self._shape_of(name))
+            self._fill(self._dequantized[name], floats)
             start += size
             yield name, floats
+
+    def _fill(self, node: onnx.NodeProto, floats: Array) -> None:
+        """Write to ``floats`` what ``node`` makes of its integers."""
+        numbers = numbers_of(node)
+        integers, scale, zero = [*node.input, "", ""][node.op_type == "MatMulNBits" :][:3]
+        source = self.weights.map(self._tensors[integers])
+        zeros = self._small(zero) if zero else None
+        if node.op_type == "DequantizeLinear":
+            dequantize(source, self._small(scale), zeros, numbers.get("axis", 1), floats)
+        else:
+            bits, block = numbers["bits"], numbers["block_size"]
+            widen(source, self._small(scale), zeros, bits, block, floats)
 
     def _small(self, name: str) -> Array:
         tensor = self._tensors[name]
@@ -411,7 +430,19 @@ def dequantize(integers: Array, scale: Array, zero: Array | None, axis: int, flo
         np.subtract(integers, wide, out=floats)
         floats *= scale.reshape(shape)
         return
-    np.multiply(integers, scale.reshape(shape), out=floats)
+    factors = scale.reshape(shape)
+    if not integers.ndim:
+        np.multiply(integers, factors, out=floats)
+        return
+    step = max(1, _CACHED // max(1, integers.size // max(1, len(integers))))
+
+    def work(start: int) -> None:
+        some = slice(start, start + step)
+        # Widened first: a product of two types goes through a buffer.
+        np.copyto(floats[some], integers[some])
+        floats[some] *= factors[some] if len(factors) > 1 else factors
+
+    each(work, range(0, len(integers), step))
 
 
 def _read_by(node: onnx.NodeProto) -> Iterator[str]:

@@ -18,11 +18,9 @@ import json
 import mmap
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -38,6 +36,7 @@ from graphopt.errors import (
     OutputError,
     UnsupportedError,
 )
+from graphopt.temporary import TemporaryFolder
 
 DEFAULT_SECONDS = 600.0
 _BASE_MEMORY_BYTES = 4 << 30
@@ -155,9 +154,11 @@ class Worker:
                         dictionaries of arrays; ``optimization``;            and sample a dictionary
                         ``extra_outputs``: names of values                   of arrays
         observe         ``model``, ``feeds``; ``names``: values to reduce;   a histogram per name,
-                        ``extra_outputs``: those among them that are no      as plain data
-                        inputs; ``channel_axes``: name to axis
-        kernels         ``model``                                            ``nodes`` as they run
+                        ``extra_outputs``: those among them that are no      as plain data, and
+                        inputs; ``channel_axes``: name to axis               ``seen``: numbers of
+                                                                             feeds with elements
+        kernels         ``model``; ``int8``: as where int8 activations have  ``nodes`` as they run
+                        kernels, as on Arm
         ==============  ===================================================  ======================
 
         ``optimization`` is "all" (the default), "extended", "basic" or "disabled"; ``threads`` of
@@ -231,13 +232,15 @@ class _Child:
     """One child process with its pipes and its folder."""
 
     def __init__(self, extra_tasks: Path | None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="graphopt-isolated-"))
+        self._folder = TemporaryFolder("isolated")
+        self.folder = self._folder.path
         self.timed_out = False
         request_read, self._request = os.pipe()
         self._answer, answer_write = os.pipe()
         command = [sys.executable, "-P", "-m", "graphopt.isolated_child"]
         command += [str(request_read), str(answer_write), str(self.folder)]
         command += [] if extra_tasks is None else [str(extra_tasks)]
+        held = [] if self._folder.lock < 0 else [self._folder.lock]
         try:
             with open(self.folder / "stderr", "wb") as stderr:
                 self.process = subprocess.Popen(
@@ -245,7 +248,8 @@ class _Child:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=stderr,
-                    pass_fds=(request_read, answer_write),
+                    # With the lock, so that the folder stays while the child lives.
+                    pass_fds=(request_read, answer_write, *held),
                     cwd=self.folder,
                     env=_environment(),
                     start_new_session=True,
@@ -253,7 +257,7 @@ class _Child:
         except BaseException:
             os.close(self._request)
             os.close(self._answer)
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._folder.close()
             raise
         finally:
             os.close(request_read)
@@ -308,7 +312,7 @@ class _Child:
         os.close(self._request)
         os.close(self._answer)
         self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._folder.close()
 
     def why_dead(self, subject: str, memory_bytes: int, seconds: float) -> GraphoptError:
         """Return the error that the death of the child means."""

@@ -16,12 +16,14 @@ from graphopt.quantization.precisions import (
     WEIGHT_PRECISIONS,
     WEIGHT_SQNR_DB,
 )
+from graphopt.quantization.ranges import METHODS
 from graphopt.targets.schema import Target
 
 Progress = Callable[[int, int, str], None]
 
 # Precisions that are chosen on samples; int8 needs them, the others lose less with them.
 HALF_PRECISIONS = ("fp16", "bf16")
+AUTOMATIC = "auto"
 _CALIBRATED = ("int8", *HALF_PRECISIONS, *CALIBRATED_WEIGHTS)
 
 
@@ -39,6 +41,7 @@ class CompileOptions:
     precision: Any = None
     sparsity: Any = None
     calibration_data: Iterable[Any] | str | os.PathLike[str] | None = None
+    calibration_method: str = AUTOMATIC
     memory_limit: MemoryLimit = None
     objective: str = "memory"
     max_recompute: float = 0.0
@@ -79,6 +82,7 @@ class CompileOptions:
                 "precision='int8' needs calibration_data: real inputs that show the ranges",
                 hint="give 32 or more samples: calibration_data=[...], or --calib FOLDER",
             )
+        _refuse_method(self.calibration_method, self.precision)
         if isinstance(self.skip_passes, str) or isinstance(self.passes, str):
             raise OptionError("option-type", "passes and skip_passes are sequences of names")
 
@@ -120,6 +124,24 @@ def options_from(keywords: Mapping[str, Any]) -> CompileOptions:
                 hint=near_miss(name, known, "help(graphopt.compile)"),
             )
     return CompileOptions(**keywords)
+
+
+def _refuse_method(method: str, precision: Any) -> None:
+    """Refuse a calibration method that is unknown, or that nothing would use."""
+    known = (AUTOMATIC, *METHODS)
+    if method not in known:
+        raise OptionError(
+            "calibration-method",
+            f"no calibration method is called {method!r}, expected one of {', '.join(known)}",
+            hint=near_miss(str(method), known, "graphopt explain calibration-method"),
+        )
+    if method != AUTOMATIC and precision != "int8":
+        raise OptionError(
+            "calibration-unused",
+            f"calibration_method='{method}' chooses the ranges of int8, and precision is "
+            f"{precision!r}",
+            hint="say precision='int8', or leave it out",
+        )
 
 
 def _refuse_metric(tolerance: Tolerance, precision: Any) -> None:

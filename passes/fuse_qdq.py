@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.ir.program import is_onnx
-from graphopt.ir.rewrite import sole_user
+from graphopt.ir.program import graphs_of, is_onnx
+from graphopt.ir.rewrite import nodes_of, sole_user
 from graphopt.passes._edit import Edit
 from graphopt.pipeline.base import Pass, PassResult
 from graphopt.quantization.rules import RULES
@@ -48,14 +48,14 @@ class FuseQdq(Pass):
     preserves_bits: ClassVar[bool] = False
 
     def call(self, model: ir.Model) -> PassResult:
-        """Fuse the integer nodes of the main graph."""
+        """Fuse the integer nodes of ``model``."""
         edit = Edit(self, model)
-        for node in model.graph:
+        for node in nodes_of(model):
             rule = RULES.get(node.op_type)
             if node.domain not in ("", "ai.onnx") or rule is None or rule.kind == "clamp":
                 continue
             places = range(len(node.inputs)) if rule.inputs is None else rule.inputs
-            inputs = [_dequantized(node.inputs[i]) for i in places]
+            inputs = [_dequantized(node, i) for i in places]
             if not any(inputs):
                 continue
             if not all(inputs):
@@ -75,26 +75,30 @@ class FuseQdq(Pass):
             if not fused:
                 edit.skip("float-input", node)
         if edit.rewrites:
-            _drop_unread(edit, model.graph)
+            for graph in graphs_of(model.graph):
+                _drop_unread(edit, graph)
             model.graph.opset_imports.setdefault(_DOMAIN, 1)
         return edit.result()
 
 
-def _dequantized(value: ir.Value | None) -> Triple | None:
-    """Return integers, scale and zero point behind ``value``."""
+def _dequantized(reader: ir.Node, index: int) -> Triple | None:
+    """Return integers, scale and zero point behind an input of ``reader``, in the same graph."""
+    value = reader.inputs[index]
     node = None if value is None else value.producer()
     if node is None or not is_onnx(node, "DequantizeLinear") or len(node.inputs) < 3:
+        return None
+    if node.graph is not reader.graph:
         return None
     integers, scale, zero = node.inputs[:3]
     return None if integers is None or scale is None or zero is None else (integers, scale, zero)
 
 
 def _quantizer(value: ir.Value) -> ir.Node | None:
-    """Return the ``QuantizeLinear`` that is the only reader of ``value``."""
+    """Return the ``QuantizeLinear`` that is the only reader of ``value``, in the same graph."""
     user = sole_user(value)
     if user is None or not is_onnx(user, "QuantizeLinear") or len(user.inputs) < 3:
         return None
-    return user
+    return user if user.graph is value.graph else None
 
 
 def _fuse(edit: Edit, node: ir.Node, inputs: list[Triple], quantizer: ir.Node | None) -> bool:
@@ -135,9 +139,9 @@ def _arguments(
 def _linear(
     node: ir.Node, first: Triple, output: list[ir.Value | None]
 ) -> tuple[str, str, list[ir.Value | None]] | None:
-    weight = _dequantized(node.inputs[1])
+    weight = _dequantized(node, 1)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    integer_bias = _dequantized(bias)
+    integer_bias = None if bias is None else _dequantized(node, 2)
     if weight is None or (bias is not None and integer_bias is None):
         return None
     third = None if integer_bias is None else integer_bias[0]
@@ -186,5 +190,6 @@ def _drop_unread(edit: Edit, graph: ir.Graph) -> None:
         edit.drop(node)
     for value in constants:
         if not value.uses() and not value.is_graph_output() and value.name:
-            graph.initializers.pop(value.name, None)
+            assert value.graph is not None, "an initializer is in a graph"
+            value.graph.initializers.pop(value.name, None)
             edit.names.release_value(value.name)

@@ -35,7 +35,9 @@ class InsertQdq(Pass):
            is written as this operator, which takes the bias of the ``Add`` behind it, too.
         6. ``operators`` names ``Sum``: a float ``Add`` in front of a ``LayerNormalization`` is
            written as ``Sum``, which onnxruntime does not fuse into a slower kernel.
-        7. ``full_integer``: every node that reads or makes floats, instead of the above. All floats
+        7. One of these stands in a branch of an ``If``, also in one of another branch. It reads the
+           integers of what is around the branch, and widens them itself.
+        8. ``full_integer``: every node that reads or makes floats, instead of the above. All floats
            between nodes get Q/DQ, those of inputs and outputs too; what copies or joins elements
            shares one scale, and what cannot is brought to it by Q/DQ of its own. A node without
            such a form is an error.
@@ -46,10 +48,12 @@ class InsertQdq(Pass):
         3. ``type-not-float32``: only 32-bit floats are quantized.
         4. ``form-without-kernel``: attributes or ranks that no integer kernel takes.
         5. ``not-observed``: calibration gave no range for a value.
-        6. ``float-neighbours``: nothing around the node is integer, so conversions would cost more.
-        7. ``no-integer-reader``: only float nodes or graph outputs use the result.
-        8. ``already-quantized``: it reads a ``DequantizeLinear``.
-        9. ``shared-with-float``: the table of a ``Gather`` is also read as floats.
+        6. ``never-calibrated``: no sample gave a value elements: none took the branch.
+        7. ``body-of-loop``: it is inside a ``Loop`` or ``Scan``, where a run shows no values.
+        8. ``float-neighbours``: nothing around the node is integer, so conversions would cost more.
+        9. ``no-integer-reader``: only float nodes or graph outputs use the result.
+        10. ``already-quantized``: it reads a ``DequantizeLinear``.
+        11. ``shared-with-float``: the table of a ``Gather`` is also read as floats.
 
     Preserves:
         Names, types and shapes of graph inputs and outputs, which stay float. Numbers change by the
@@ -70,7 +74,8 @@ class InsertQdq(Pass):
         keep_wide: Names of such nodes whose weights stay floats.
         full_integer: The device computes nothing but integers.
         per_tensor: Operators whose weights have one scale although ``per_channel``.
-        ranges: Ranges as ``value=low:high``; empty for those that calibration left in the model.
+        ranges: Ranges as ``value=low:high``, ``value=inf:-inf`` for what no sample computed; empty
+            for those that calibration left in the model.
 
     Example:
         ``y = Conv (x, w)`` becomes Q and DQ around ``x``, ``w_dequantized = DequantizeLinear
@@ -145,7 +150,10 @@ class InsertQdq(Pass):
                     hint="compile with precision='int8' and calibration_data, or give ranges",
                 )
             return found
-        return Description(dict(_range_from(text) for text in self.ranges))
+        ranges = dict(_range_from(text) for text in self.ranges)
+        unseen = frozenset(name for name, (low, high) in ranges.items() if low > high)
+        seen = {name: known for name, known in ranges.items() if name not in unseen}
+        return Description(seen, unseen=unseen)
 
 
 def _range_from(text: str) -> tuple[str, tuple[float, float]]:

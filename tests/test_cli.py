@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 from graphopt.cli.entry import run
 from tests.frontends.hostile import HOSTILE
 from tests.test_compile import conv_model
+from tests.test_compile_precision import language_head
 
 
 @pytest.fixture
@@ -97,6 +101,16 @@ EXIT_CODES: list[tuple[tuple[str, ...], int, str]] = [
         "calibration-unreadable",
     ),
     (("compile", "{model}", "-o", "{dir}/o.onnx", "--calib", "{dir}"), 2, "calibration-unused"),
+    (
+        ("compile", "{model}", "--dry-run", "--calibration-method", "mse"),
+        2,
+        "calibration-unused",
+    ),
+    (
+        ("compile", "{model}", "--dry-run", "--calibration-method", "median"),
+        2,
+        "calibration-method",
+    ),
     (("compile", "{model}", "-o", "{dir}/o.onnx", "--memory-limit", "1KiB"), 6, "does-not-fit"),
     (("compile", "{model}", "-o", "{dir}/none/o.onnx"), 7, "output-folder-missing"),
     (("compile", "{model}", "-o", "{model}"), 7, "output-is-input"),
@@ -314,6 +328,110 @@ def test_interrupt_exits_with_130(
     monkeypatch.setattr("graphopt.cli.verb_plan.run_plan", interrupt)
     assert graphopt("plan", model) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [0, 24, 200])
+def test_progress_says_what_is_tried_in_half_precision(tmp_path: Path, columns: int) -> None:
+    path = tmp_path / "head.onnx"
+    onnx.save(language_head(), str(path))
+    terminal, other = os.openpty()
+    termios.tcsetwinsize(other, (24, columns))
+    environment = {name: text for name, text in os.environ.items() if name != "CI"}
+    arguments = ["compile", str(path), "--precision", "fp16", "-t", "nvidia-l4", "--dry-run"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "graphopt", *arguments],
+        stdout=subprocess.DEVNULL, stderr=other, env=environment,
+    ) as process:  # fmt: skip
+        os.close(other)
+        said = b""
+        while True:
+            try:
+                part = os.read(terminal, 4096)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            said += part
+        assert process.wait() == 0
+    os.close(terminal)
+    lines = said.decode().split("\r\x1b[K")
+    wanted = [
+        "[0/1] run the samples in float32",
+        "[0/1] measure float16: everything",
+        "[1/2] compare the peak with that of float32",
+        "[1/2] convert to float16",
+    ]
+    wanted = [line[: (columns or 80) - 1] for line in wanted]
+    assert [line for line in lines if line in wanted] == wanted
+    assert lines[-1] == ""
+
+
+# Compiles, and waits in the middle of a task of the isolated child, whose number it prints.
+WAITING = """
+import sys, time
+from graphopt import isolation
+from graphopt.cli.entry import main
+def wait(self, request, deadline):
+    print(self.process.pid, flush=True)
+    time.sleep(600)
+isolation._Child.ask = wait
+main(sys.argv[1:])
+"""
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+)
+def test_a_compile_that_is_ended_leaves_nothing(
+    model: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    arguments = ["compile", str(model), "-o", str(tmp_path / "o.onnx"), "--dim", "batch=2"]
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        assert is_alive(child)
+        during = sorted(path.name for path in scratch.iterdir())
+        assert [name.rsplit("-", 1)[0] for name in during] == [
+            "graphopt-isolated",
+            "graphopt-verify",
+        ]
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == code
+    if code > 0:
+        assert "graphopt: interrupted" in said
+        assert not is_alive(child)
+    else:
+        # Nobody cleaned up but the child, which sees that it is alone: the next compile does.
+        for _ in range(600):
+            if not list(scratch.glob("graphopt-isolated-*")):
+                break
+            time.sleep(0.1)
+        assert [path.name for path in scratch.glob("graphopt-*")] == during[1:]
+        done = subprocess.run(
+            [sys.executable, "-m", "graphopt", *arguments],
+            env=environment, capture_output=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0
+    assert list(scratch.glob("graphopt-*")) == []
+    assert (tmp_path / "o.onnx").exists() == (code < 0)
 
 
 def test_internal_errors_exit_with_one_and_say_so(

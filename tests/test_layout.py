@@ -14,7 +14,7 @@ PACKAGES = {"graphopt": ROOT / "graphopt", "passes": ROOT / "passes", "backends"
 
 # Each layer may import the layers before it; within a layer, freely.
 LAYERS = (
-    ("errors", "units", "_version"),
+    ("errors", "units", "temporary", "_version"),
     ("targets",),
     ("ir",),
     ("memory",),
@@ -22,6 +22,8 @@ LAYERS = (
     (
         "safe_files",
         "isolation",
+        "isolated_blocks",
+        "isolated_bodies",
         "isolated_child",
         "isolated_pieces",
         "arena_memory",
@@ -62,6 +64,8 @@ MAY_IMPORT_ONNX = (
     "frontends/",
     "numerics/",
     "backends/",
+    "isolated_blocks.py",
+    "isolated_bodies.py",
     "isolated_child.py",
     "isolated_pieces.py",
     "arena_kernels.py",

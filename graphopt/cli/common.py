@@ -10,6 +10,7 @@ from graphopt.errors import OptionError
 from graphopt.units import parse_bytes
 
 _MOST_UNKNOWN = 5
+_UNKNOWN_WIDTH = 80
 
 
 def parse_dims(texts: Sequence[str]) -> dict[str, int]:
@@ -76,13 +77,18 @@ def note(text: str) -> None:
 
 
 def progress_line() -> Callable[[int, int, str], None] | None:
-    """Return a progress callback that rewrites one line of a terminal; None elsewhere."""
+    """Return a progress callback that rewrites one line of a terminal; None elsewhere.
+
+    It clears the line when the index is the count.
+    """
     if not sys.stderr.isatty() or os.environ.get("CI"):
         return None
 
     def show(index: int, count: int, name: str) -> None:
-        text = f"\r\x1b[K[{index}/{count}] {name}"
-        print(text if index < count else "\r\x1b[K", end="", file=sys.stderr, flush=True)
+        # A line that is wrapped could not be cleared.
+        width = os.get_terminal_size(sys.stderr.fileno()).columns or _UNKNOWN_WIDTH
+        text = f"[{index}/{count}] {name}"[: width - 1] if index < count else ""
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
     return show
 

@@ -18,6 +18,7 @@ _DEFAULTS: dict[str, Any] = {
     "target": "cpu",
     "precision": None,
     "calibration": None,
+    "calibration_method": "auto",
     "memory_limit": [],
     "dim": [],
     "passes": None,

@@ -2,10 +2,11 @@
 
 Results go to stdout, one JSON object with ``--json``; logs and progress to stderr. Every outcome
 has its exit code: 0 ok, 1 internal error, 2 usage, 3 bad input, 4 unsupported, 5 verification
-failed, 6 does not fit, 7 output not written, 130 interrupted.
+failed, 6 does not fit, 7 output not written, 130 interrupted, 143 ended by SIGTERM.
 """
 
 import gc
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,6 +80,13 @@ def compile_(
         str | None,
         typer.Option("--calib", help="Folder of .npz files, one real sample each."),
     ] = None,
+    calibration_method: Annotated[
+        str,
+        typer.Option(
+            "--calibration-method",
+            help="Ranges of int8: auto, min-max, percentile, entropy or mse.",
+        ),
+    ] = "auto",
     memory_limit: Annotated[
         list[str] | None,
         typer.Option(
@@ -159,6 +167,7 @@ def compile_(
             "target": target,
             "precision": precision,
             "calibration": calibration,
+            "calibration_method": calibration_method,
             "memory_limit": memory_limit or [],
             "dim": dim or [],
             "passes": passes,
@@ -411,7 +420,18 @@ def main(arguments: list[str] | None = None) -> None:
     # A graph is hundreds of thousands of small objects that live to the end: looking for garbage
     # among them after every 700 new ones takes a third of the time of a large model.
     gc.set_threshold(200_000, 20, 20)
-    raise SystemExit(run(sys.argv[1:] if arguments is None else arguments))
+    ended: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        ended.append(number)
+        raise KeyboardInterrupt  # what cleans up after Ctrl-C does so after this
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        code = run(sys.argv[1:] if arguments is None else arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    raise SystemExit(128 + ended[0] if ended else code)
 
 
 def run(arguments: list[str]) -> int:

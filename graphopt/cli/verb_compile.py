@@ -66,26 +66,29 @@ def _compile(options: Mapping[str, Any]) -> CompileResult:
 
     loaded = Loaded(options["model"])
     passes = options["passes"]
-    return compile_model(
-        loaded.model,
-        loaded.example_inputs,
-        CompileOptions(
-            target=options["target"],
-            dynamic_shapes=loaded.dynamic_shapes,
-            bindings=parse_dims(options["dim"]) or None,
-            precision=options["precision"],
-            calibration_data=options["calibration"],
-            memory_limit=parse_limits(options["memory_limit"]),
-            passes=None if passes is None else passes.split(),
-            skip_passes=tuple(options["skip_pass"]),
-            verify=_tolerance(options),
-            verify_each=options["verify_each"],
-            dump_dir=options["dump"],
-            seed=options["seed"],
-            progress=progress_line(),
-            trust=options["trust"],
-        ),
+    progress = progress_line()
+    stated = CompileOptions(
+        target=options["target"],
+        dynamic_shapes=loaded.dynamic_shapes,
+        bindings=parse_dims(options["dim"]) or None,
+        precision=options["precision"],
+        calibration_data=options["calibration"],
+        calibration_method=options["calibration_method"],
+        memory_limit=parse_limits(options["memory_limit"]),
+        passes=None if passes is None else passes.split(),
+        skip_passes=tuple(options["skip_pass"]),
+        verify=_tolerance(options),
+        verify_each=options["verify_each"],
+        dump_dir=options["dump"],
+        seed=options["seed"],
+        progress=progress,
+        trust=options["trust"],
     )
+    try:
+        return compile_model(loaded.model, loaded.example_inputs, stated)
+    finally:
+        if progress is not None:
+            progress(0, 0, "")
 
 
 def _to_stderr(function: Callable[..., Any]) -> Callable[..., Any]:

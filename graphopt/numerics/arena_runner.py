@@ -20,7 +20,6 @@ Limits of the proof:
 """
 
 import os
-import tempfile
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -39,6 +38,7 @@ from graphopt.isolation import Worker, default_memory_bytes
 from graphopt.memory.plan import MemoryPlan, PlannedBuffer, Segment
 from graphopt.numerics.compare import Comparison, OutputError, Tolerance, compare_outputs
 from graphopt.numerics.feeds import Feed, make_feed, size_choices
+from graphopt.temporary import TemporaryFolder
 
 # The ordinary run has the same kernels, weights that are not packed, and one thread: outputs are
 # equal to the bit. In half precision it leaves out roundings between two nodes.
@@ -109,7 +109,7 @@ def run_in_arena(
     sheet = _sheet(program, plan, seed)
     planned = _planned_bytes(sheet)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-arena-")))
+        folder = stack.enter_context(TemporaryFolder("arena"))
         child = stack.enter_context(Worker()) if worker is None else worker
         files = emit_onnx(program, folder / "model.onnx", external_data=True)
         samples = _Samples(program, child, files[0], tolerance)

@@ -4,10 +4,11 @@ In: a program, samples one after another. Out: a ``Calibration``. Each sample is
 onnxruntime in a child process, with every observed value as an output; the child reduces each to a
 histogram of fixed size and hands only those over. Under a byte cap the values are observed in
 several runs per sample. Samples may differ in shape.
+
+Values in branches of an ``If`` are observed, too: the child lets the ``If`` give them.
 """
 
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -25,17 +26,22 @@ from graphopt.isolation import Worker
 from graphopt.numerics.feeds import Feed
 from graphopt.numerics.value_bytes import grouped, observed_together
 from graphopt.numerics.verify import user_feeds
+from graphopt.quantization.bodies import name_apart, observable_nodes
 from graphopt.quantization.description import Description
 from graphopt.quantization.equalization import FACTS_KEY, Divided, regions
 from graphopt.quantization.histogram import Histogram
 from graphopt.quantization.placement import observed_values
 from graphopt.quantization.ranges import METHODS, Scheme, range_of
 from graphopt.quantization.rules import channel_axis, is_gated, rule_of
+from graphopt.temporary import TemporaryFolder
 
 OBSERVED_BYTES = 256 << 20
 # Samples that are kept to measure the error of the result on.
 KEPT_SAMPLES = 8
 KEPT_BYTES = 64 << 20
+# Of those that take the same branches of a model; and how many ways through it are told apart.
+LEAST_KEPT = 2
+MOST_WAYS = 8
 
 Progress = Callable[[int, str], None]
 
@@ -48,20 +54,19 @@ class Calibration:
         histograms: By name of value.
         samples: Number of samples seen.
         kept: Some of the samples, to measure the error of the result on.
-        stride: Every how many-th sample is kept.
         gated: Values of which only ``x * sigmoid(x)`` is used.
     """
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
     samples: int = 0
     kept: list[Feed] = field(default_factory=list)
-    stride: int = 1
     gated: frozenset[str] = frozenset()
 
     def describe(self, method: str, scheme: Scheme) -> Description:
         """Return the ranges that ``method`` keeps, and the means of channels.
 
-        A value that was infinite or NaN on some sample has no range.
+        A value that was infinite or NaN on some sample has no range, nor has one that no sample
+        gave an element.
 
         Raises:
             OptionError: the method is unknown.
@@ -81,7 +86,12 @@ class Calibration:
                 means[name] = histogram.channel_sums / histogram.channel_count
             if histogram.channel_lows is not None and histogram.channel_highs is not None:
                 maxima[name] = np.maximum(-histogram.channel_lows, histogram.channel_highs)
-        return Description(ranges, means, self.samples, method, maxima)
+        unseen = frozenset(
+            name
+            for name, histogram in self.histograms.items()
+            if not histogram.elements and not histogram.not_finite
+        )
+        return Description(ranges, means, self.samples, method, maxima, unseen)
 
 
 def calibrate(
@@ -95,7 +105,8 @@ def calibrate(
     """Run ``program`` on every sample and return what its quantizable values were.
 
     Args:
-        program: The float model.
+        program: The float model. Values of branches that do not see each other get names of their
+            own, because what is found out belongs to a name.
         data: Samples: an iterable of dictionaries or tuples, or the path of a folder of ``.npz``.
         operators: Operators that the target may quantize.
         observed_bytes: Most bytes of values that are observed in one run.
@@ -105,20 +116,28 @@ def calibrate(
         OptionError: there is no sample, or one does not fit the inputs.
         UnsupportedError: onnxruntime fails on a sample.
     """
+    name_apart(program.model)
     values = list(observed_values(program.model, operators))
     axes = _channel_axes(program.model, operators)
+    branches = _branches(program, values)
+    keeper = _Keeper()
     result = Calibration(gated=frozenset(v.name or "" for v in values if is_gated(v)))
-    with tempfile.TemporaryDirectory(prefix="graphopt-calibrate-") as folder, Worker() as worker:
-        path = Path(folder) / "model.onnx"
+    with TemporaryFolder("calibrate") as folder, Worker() as worker:
+        path = folder / "model.onnx"
         # Weights in the model file would be read, and copied for the outputs that are added to it.
         data_files = emit_for_child(program, path)[1:]
         feeds = (user_feeds(program, sample)[0] for sample in samples_of(data))
         for some in observed_together(program, values, feeds):
+            taken: list[set[int]] = [set() for _ in some]
             for group in grouped(program, values, some[0], observed_bytes):
-                _observe(worker, [path, *data_files], some, group, axes, result.histograms)
-            for feed in some:
+                files = [path, *data_files]
+                found = _observe(worker, files, some, group, axes, result.histograms)
+                for name in branches.keys() & found.keys():
+                    for number in found[name]:
+                        taken[number].add(branches[name])
+            for feed, numbers in zip(some, taken, strict=True):
                 result.samples += 1
-                _keep(result, feed)
+                keeper.take(frozenset(numbers), feed)
                 if progress is not None:
                     progress(result.samples, "calibrate")
     if not result.samples:
@@ -127,7 +146,18 @@ def calibrate(
             "calibration_data has no samples",
             hint="a generator is empty the second time: make a new one for each compile",
         )
+    result.kept = keeper.kept
     return result
+
+
+def _branches(program: Program, values: Iterable[ir.Value]) -> dict[str, int]:
+    """Return a number for each value in a branch, the same for all of one branch."""
+    numbers: dict[ir.Graph, int] = {}
+    return {
+        value.name or "": numbers.setdefault(value.graph, len(numbers))
+        for value in values
+        if value.graph is not None and value.graph is not program.graph
+    }
 
 
 def samples_of(data: Any) -> Iterator[Any]:
@@ -176,7 +206,8 @@ def _observe(
     names: Sequence[str],
     axes: Mapping[str, int],
     histograms: dict[str, Histogram],
-) -> None:
+) -> dict[str, list[int]]:
+    """Add what ``names`` are on ``feeds``; return the numbers of the feeds that gave elements."""
     arguments = {
         "model": files[0],
         "data_files": list(files[1:]),
@@ -186,8 +217,11 @@ def _observe(
         "channel_axes": {name: axes[name] for name in names if name in axes},
         "optimization": "disabled",
     }
+    seen: dict[str, list[int]] = {}
     for name, plain in worker.call("observe", arguments).items():
+        seen[name] = plain.pop("seen")
         histograms.setdefault(name, Histogram()).merge(Histogram(**plain))
+    return seen
 
 
 def recalibrate(
@@ -214,10 +248,10 @@ def recalibrate(
     result = replace(before, histograms={})
     axes = _channel_axes(program.model, operators)
     with (
-        tempfile.TemporaryDirectory(prefix="graphopt-calibrate-") as folder,
+        TemporaryFolder("calibrate") as folder,
         Worker() if worker is None else nullcontext(worker) as running,
     ):
-        files = emit_for_child(program, Path(folder) / "model.onnx")
+        files = emit_for_child(program, folder / "model.onnx")
         for feed in before.kept:
             for group in grouped(program, values, feed, OBSERVED_BYTES):
                 _observe(running, files, [feed], group, axes, result.histograms)
@@ -248,7 +282,7 @@ def _widen(histogram: Histogram, old: Histogram, factors: npt.NDArray[np.float64
 def _channel_axes(model: ir.Model, operators: frozenset[str]) -> dict[str, int]:
     """Return the axis of the channels, for the values that linear nodes read or that lead there."""
     axes: dict[str, int] = {}
-    for node in model.graph:
+    for node in observable_nodes(model):
         rule = rule_of(node, operators)
         value = node.inputs[0] if node.inputs else None
         if rule is not None and rule.kind == "linear" and value is not None and value.name:
@@ -259,14 +293,63 @@ def _channel_axes(model: ir.Model, operators: frozenset[str]) -> dict[str, int]:
     return axes
 
 
-def _keep(result: Calibration, feed: Feed) -> None:
-    """Keep every sample, then every second one of all, every fourth, and so on: a few, spread."""
-    if (result.samples - 1) % result.stride:
-        return
-    result.kept.append({name: np.array(array) for name, array in feed.items()})
-    while len(result.kept) > 1 and (
-        len(result.kept) > KEPT_SAMPLES
-        or sum(array.nbytes for kept in result.kept for array in kept.values()) > KEPT_BYTES
-    ):
-        result.kept = result.kept[::2]
-        result.stride *= 2
+@dataclass
+class _Way:
+    """The samples that take the same branches.
+
+    Attributes:
+        kept: Numbers and arrays of those that are kept.
+        seen: Number of samples so far.
+        stride: Every how many-th of them is kept.
+    """
+
+    kept: list[tuple[int, Feed]] = field(default_factory=list)
+    seen: int = 0
+    stride: int = 1
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for _, feed in self.kept for array in feed.values())
+
+    def thin(self) -> None:
+        """Let go of every second sample."""
+        self.kept = self.kept[::2]
+        self.stride *= 2
+
+
+class _Keeper:
+    """Keeps every sample, then every second one of all, every fourth, and so on: a few, spread.
+
+    Samples that take different branches are kept apart from each other, so that what is measured on
+    the kept ones has seen each branch.
+    """
+
+    def __init__(self) -> None:
+        self._ways: dict[frozenset[int], _Way] = {}
+        self._samples = 0
+
+    def take(self, branches: frozenset[int], feed: Feed) -> None:
+        """Take a sample on which ``branches`` were taken, and perhaps keep it."""
+        if branches not in self._ways and len(self._ways) == MOST_WAYS:
+            branches = next(iter(self._ways))
+        way = self._ways.setdefault(branches, _Way())
+        number, self._samples = self._samples, self._samples + 1
+        way.seen += 1
+        if (way.seen - 1) % way.stride:
+            return
+        way.kept.append((number, {name: np.array(array) for name, array in feed.items()}))
+        ways = list(self._ways.values())
+        for one in ways:
+            while len(one.kept) > max(LEAST_KEPT, KEPT_SAMPLES // len(ways)):
+                one.thin()
+        while sum(one.nbytes for one in ways) > KEPT_BYTES:
+            several = [one for one in ways if len(one.kept) > 1]
+            if not several:
+                break
+            max(several, key=lambda one: one.nbytes).thin()
+
+    @property
+    def kept(self) -> list[Feed]:
+        """The samples that are kept, in the order in which they came."""
+        found = dict(pair for way in self._ways.values() for pair in way.kept)
+        return [found[number] for number in sorted(found)]

@@ -134,17 +134,22 @@ class Candidates:
         return digest.digest()
 
     def layers(self, placement: Placement) -> dict[str, float]:
-        """Return the decibels of the value that each integer node makes, on the first sample."""
+        """Return the decibels of the value that each integer node makes.
+
+        They are measured on the first sample; in branches that it does not take, on the first one
+        that does.
+        """
         results = {node.name or "": placement.result_of(node) for node in placement.integer}
         values = list(dict.fromkeys(results.values()))
-        feed = self.kept[0]
         decibels: dict[str, float] = {}
-        for group in grouped(self.program, values, feed, _LAYER_BYTES):
-            found = [
-                run_plain(self.worker, files, feed, group)
-                for files in (self._float, self._candidate)
-            ]
-            decibels.update(sqnr_db(found[:1], found[1:]))
+        for feed in self.kept:
+            left = [value for value in values if value.name not in decibels]
+            for group in grouped(self.program, left, feed, _LAYER_BYTES):
+                found = [
+                    {n: a for n, a in run_plain(self.worker, files, feed, group).items() if a.size}
+                    for files in (self._float, self._candidate)
+                ]
+                decibels.update(sqnr_db(found[:1], found[1:]))
         names = {node: value.name or "" for node, value in results.items()}
         return {node: decibels[name] for node, name in names.items() if name in decibels}
 
@@ -154,7 +159,17 @@ class Candidates:
         for key in (META_KEY, _KNOWN_KEY):
             program.model.meta.pop(key, None)
 
-    def kernels(self, placement: Placement) -> KernelReport:
-        """Return what onnxruntime makes of each node that was placed as integer."""
-        arguments = {"model": self._candidate[0], "data_files": self._candidate[1:]}
+    def kernels(self, placement: Placement, *, int8: bool = False) -> KernelReport:
+        """Return what onnxruntime makes of each node that was placed as integer.
+
+        Args:
+            placement: What was placed in the last candidate.
+            int8: Whether it is for processors with kernels for int8 activations, which this one
+                need not be.
+        """
+        arguments = {
+            "model": self._candidate[0],
+            "data_files": self._candidate[1:],
+            "int8": int8,
+        }
         return kernel_report(placement, self.worker.call("kernels", arguments)["nodes"])

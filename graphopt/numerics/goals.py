@@ -5,7 +5,6 @@ user's function runs in this process, the model in the child, as it will be run:
 """
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from graphopt.isolation import Worker
 from graphopt.numerics.compare import Comparison, Metric, MetricChange, Tolerance
 from graphopt.numerics.sqnr import worst
 from graphopt.numerics.verify import Outputs, Reference, user_feeds
+from graphopt.temporary import TemporaryFolder
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def verify_by_metric(reference: Reference, program: Program, tolerance: Toleranc
     """
     assert tolerance.metric is not None, "the caller asked"
     comparison = reference.compare(program)
-    with tempfile.TemporaryDirectory(prefix="graphopt-verify-") as folder, Worker() as worker:
-        files = emit_onnx(program, Path(folder) / "result.onnx", external_data=True)
+    with TemporaryFolder("verify") as folder, Worker() as worker:
+        files = emit_onnx(program, folder / "result.onnx", external_data=True)
         before, after = (
             measured(tolerance.metric, program, worker, one) for one in (reference.files, files)
         )

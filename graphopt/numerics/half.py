@@ -17,7 +17,6 @@ neither the error nor the overflows of the target.
 """
 
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +56,7 @@ from graphopt.quantization.half_precision import (
     operators_without_kernels,
 )
 from graphopt.targets.schema import Target
+from graphopt.temporary import TemporaryFolder
 
 NAMES = {"fp16": "float16", "bf16": "bfloat16", "float16": "float16", "bfloat16": "bfloat16"}
 # Accepted when the user states nothing: an error of 1 % of the output, and of 4 % for 8 bits.
@@ -155,7 +155,7 @@ def convert_program(
         share: Part of 65504 that values may reach; None for the default.
         bindings: Sizes of named dimensions, for seeded samples and for the peak.
         seed: Seed of seeded samples.
-        progress: Told (how many, what).
+        progress: Told (candidates measured so far, what happens next).
 
     Raises:
         UnsupportedError: the target does not compute in the type, no sample runs, or the result
@@ -193,9 +193,9 @@ def verify_half(program: Program, original: Sequence[Path], report: HalfReport) 
         VerificationError: an output is below the decibels that were asked for.
     """
     tolerance = Tolerance(sqnr_db=report.wanted_db)
-    with tempfile.TemporaryDirectory(prefix="graphopt-verify-") as folder, Worker() as worker:
+    with TemporaryFolder("verify") as folder, Worker() as worker:
         dtype = HALF_TYPES[report.type]
-        files = _emit(program, dtype, Path(folder) / "half.onnx")
+        files = _emit(program, dtype, folder / "half.onnx")
         expected = run_samples(worker, original, report.feeds)
         found = [_run(worker, program, dtype, files, feed) for feed in report.feeds]
         if dtype is ir.DataType.FLOAT16:
@@ -226,8 +226,8 @@ def _deployed(worker: Worker, program: Program, report: HalfReport) -> Outputs:
         name = value.name or ""
         if value.dtype is ir.DataType.FLOAT16 and name in feed:
             feed[name] = feed[name].astype(np.float16)
-    with tempfile.TemporaryDirectory(prefix="graphopt-verify-") as folder:
-        files = emit_onnx(program, Path(folder) / "half.onnx")
+    with TemporaryFolder("verify") as folder:
+        files = emit_onnx(program, folder / "half.onnx")
         outputs = run_plain(worker, files, feed)
     return {n: a.astype(np.float32) if a.dtype == np.float16 else a for n, a in outputs.items()}
 
@@ -350,9 +350,10 @@ class _Search:
     ) -> HalfReport:
         """Convert the program as was found best; return the report."""
         report = self.report
-        with tempfile.TemporaryDirectory(prefix="graphopt-half-") as folder, Worker() as worker:
-            self.folder, self.worker = Path(folder), worker
+        with TemporaryFolder("half") as folder, Worker() as worker:
+            self.folder, self.worker = folder, worker
             files = emit_mapped(self.program, self.folder / "float.onnx")
+            self._tell("run the samples in float32")
             float16 = self.dtype is ir.DataType.FLOAT16
             seen = observe(
                 self.program, files, samples, worker, bindings=bindings, seed=seed, ranges=float16
@@ -376,6 +377,7 @@ class _Search:
         Raises:
             UnsupportedError: the converted model takes no less memory than the float one.
         """
+        self._tell("compare the peak with that of float32")
         before = self.size(self.program, self.bounds)
         copy, _ = self._candidate(self.best)
         after = self.size(copy, self.bounds)
@@ -418,14 +420,17 @@ class _Search:
 
     def _try(self, keep: tuple[str, ...], what: str) -> float:
         """Return the decibels of the worst output with ``keep`` in float32; remember the best."""
+        self._tell(f"measure {self.type}: {what}")
         decibels = _decibels(self.expected, self._outputs(keep))
         value = worst(decibels)
         self.report.tried.append((what, value))
-        if self.progress is not None:
-            self.progress(len(self.report.tried), "measure")
         if not self.report.sqnr_db or value > self.report.worst_db:
             self._choose(keep, decibels)
         return value
+
+    def _tell(self, what: str) -> None:
+        if self.progress is not None:
+            self.progress(len(self.report.tried), what)
 
     def _choose(self, keep: tuple[str, ...], decibels: dict[str, float]) -> None:
         self.report.sqnr_db, self.best = decibels, keep
@@ -458,10 +463,10 @@ class _Search:
         costs = []
         for group in groups:
             rest = tuple(sorted(everything.difference(group)))
+            what = f"alone: {', '.join(group)}"
+            self._tell(f"measure {self.type}: {what}")
             costs.append(worst(_decibels(self.expected, self._outputs((*beyond, *rest)))))
-            self.report.tried.append((f"alone: {', '.join(group)}", costs[-1]))
-            if self.progress is not None:
-                self.progress(len(self.report.tried), "measure")
+            self.report.tried.append((what, costs[-1]))
         order = [groups[i] for i in sorted(range(len(groups)), key=lambda i: costs[i])]
         low, high, chosen = 0, len(order) - 1, len(order)
         while low <= high:
@@ -498,6 +503,7 @@ class _Search:
 
     def _convert(self) -> None:
         """Convert the program itself, and say what became of every node."""
+        self._tell(f"convert to {self.type}")
         facts = HalfFacts(scans=self.scans)
         self.program.model.meta[FACTS_KEY] = facts
         report = self.report

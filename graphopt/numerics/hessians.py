@@ -12,8 +12,6 @@ would be larger than ``LARGEST_HESSIAN_BYTES`` is not made.
 """
 
 import json
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +45,7 @@ from graphopt.quantization.reconstruction import (
     reconstruct,
 )
 from graphopt.quantization.weight_only import StoredWeight, choose
+from graphopt.temporary import TemporaryFolder
 
 HESSIANS_BYTES = 256 << 20
 LARGEST_HESSIAN_BYTES = 1 << 30
@@ -92,7 +91,7 @@ class SpooledSamples:
     """
 
     def __init__(self, program: Program, data: Any) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="graphopt-samples-"))
+        self._folder = TemporaryFolder("samples")
         self._count = 0
         try:
             for sample in samples_of(data):
@@ -134,11 +133,11 @@ class SpooledSamples:
         self._count += 1
 
     def _path(self, number: int) -> Path:
-        return self._folder / f"{number}.bin"
+        return self._folder.path / f"{number}.bin"
 
     def close(self) -> None:
         """Remove the files."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
 
 
 @dataclass
@@ -220,10 +219,10 @@ class WeightRounder:
         self.program.model.meta[META_KEY] = made
         jobs = _jobs(self.program.model, asked)
         with (
-            tempfile.TemporaryDirectory(prefix="graphopt-hessians-") as folder,
+            TemporaryFolder("hessians") as folder,
             Worker() as worker,
         ):
-            files = emit_mapped(self.program, Path(folder) / "model.onnx")
+            files = emit_mapped(self.program, folder / "model.onnx")
             for group in _groups(jobs, self._hessians_bytes):
                 hessians = self._collect(worker, files, group)
                 self.report.runs += bool(hessians)
@@ -283,8 +282,8 @@ class WeightRounder:
         """
         expected, found = [], []
         present = {value.name for value in program.graph.inputs}
-        with tempfile.TemporaryDirectory(prefix="graphopt-verify-") as folder, Worker() as worker:
-            files = emit_mapped(program, Path(folder) / "rounded.onnx")
+        with TemporaryFolder("verify") as folder, Worker() as worker:
+            files = emit_mapped(program, folder / "rounded.onnx")
             for feed, _ in zip(self.samples, range(VERIFIED_SAMPLES), strict=False):
                 expected.append(run_plain(worker, original, feed))
                 kept = {name: array for name, array in feed.items() if name in present}

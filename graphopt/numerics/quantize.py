@@ -12,7 +12,6 @@ While the outputs are below the goal (decibels, or a metric of the user's), node
 float, see ``back_off.py``. The best candidate so far is always what is returned.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -56,6 +55,7 @@ from graphopt.quantization.kernels import KernelReport
 from graphopt.quantization.placement import place
 from graphopt.quantization.rules import EVERYTHING
 from graphopt.targets.schema import Target
+from graphopt.temporary import TemporaryFolder
 
 # Tried in this order; the first of equals is kept.
 AUTOMATIC_METHODS = ("mse", "min-max", "percentile")
@@ -177,7 +177,7 @@ def _weight_of(node: ir.Node) -> int:
 
 
 def _products(program: Program) -> frozenset[str]:
-    return frozenset(n.name or "" for n in program.graph if is_onnx(n, "Gemm", "MatMul"))
+    return frozenset(n.name or "" for n in nodes_of(program.model) if is_onnx(n, "Gemm", "MatMul"))
 
 
 def _reads_blocks(target: Target) -> bool:
@@ -208,8 +208,8 @@ class Quantizer:
     """Quantizes one program: ``prepare``, then ``run``.
 
     Args:
-        program: The float program, opset 13 or later; only its meta data are changed here, the
-            passes that are returned do the rest.
+        program: The float program, opset 13 or later; only its meta data are changed here, and
+            names that values of several branches share: the passes that are returned do the rest.
         target: What the result is for.
         data: Calibration samples.
         tolerance: Its ``metric`` or ``sqnr_db`` is the goal; None for the default.
@@ -310,8 +310,8 @@ class Quantizer:
     @contextmanager
     def _candidates(self) -> Iterator[None]:
         """Keep a child, and a folder for the files of candidates of the program as it is."""
-        with tempfile.TemporaryDirectory(prefix="graphopt-quantize-") as folder, Worker() as worker:
-            self.candidates = Candidates(self.program, self.kept, worker, Path(folder))
+        with TemporaryFolder("quantize") as folder, Worker() as worker:
+            self.candidates = Candidates(self.program, self.kept, worker, folder)
             yield
 
     def forget(self) -> None:
@@ -539,7 +539,8 @@ class Quantizer:
             self.report.metric = replace(self.report.metric, after=self._metric())
         self.report.layers = self.candidates.layers(placement)
         if self.target.runtime.executes_with == "onnxruntime" and self.target.kind == "cpu":
-            self.report.kernels = self.candidates.kernels(placement)
+            int8 = self.plan.activation.dtype == "int8"
+            self.report.kernels = self.candidates.kernels(placement, int8=int8)
 
     def verify(self, original: Sequence[Path]) -> Comparison:
         """Compare the quantized program with the original on the kept samples, and by the metric.
@@ -547,10 +548,10 @@ class Quantizer:
         Raises:
             VerificationError: an output is below the accepted decibels, or the metric fell too far.
         """
-        with tempfile.TemporaryDirectory(prefix="graphopt-verify-") as folder, Worker() as worker:
+        with TemporaryFolder("verify") as folder, Worker() as worker:
             # Samples are floats: an integer interface converts them as the model itself states.
             program = with_float_interface(self.program)
-            files = emit_mapped(program, Path(folder) / "quantized.onnx")
+            files = emit_mapped(program, folder / "quantized.onnx")
             expected = run_samples(worker, original, self.kept)
             found = run_samples(worker, files, self.kept)
             change = None
@@ -569,7 +570,7 @@ class Quantizer:
             try:
                 return check_metric(comparison)
             except VerificationError as error:
-                error.hint = advice(self.report.costs, error.hint)
+                error.hint = advice(self.report.costs, error.hint, self.target)
                 raise
         if not comparison.passed:
             bad = next(output for output in comparison.outputs if not output.accepted)
@@ -580,6 +581,7 @@ class Quantizer:
                 hint=advice(
                     self.report.costs,
                     "verify=Tolerance(sqnr_db=...) accepts less; more samples may show the ranges",
+                    self.target,
                 ),
                 details={
                     "verification": comparison.to_dict(),

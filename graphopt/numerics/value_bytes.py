@@ -8,6 +8,7 @@ import onnx_ir as ir
 from graphopt.ir.constants import constant_of
 from graphopt.ir.dims import evaluate, symbols_of
 from graphopt.ir.program import Program, dims_of
+from graphopt.ir.rewrite import nodes_of
 from graphopt.numerics.feeds import Feed
 
 # From these bytes of weights on, reading them takes longer than starting a run.
@@ -95,7 +96,7 @@ def _bytes_of(value: ir.Value, sizes: Mapping[str, int]) -> int:
 
 
 def working_bytes(program: Program, feed: Feed) -> dict[ir.Node, int]:
-    """Return what each node of the main graph holds while it runs: its inputs and results.
+    """Return what each node, of bodies too, holds while it runs: its inputs and results.
 
     Args:
         program: The float program.
@@ -104,7 +105,7 @@ def working_bytes(program: Program, feed: Feed) -> dict[ir.Node, int]:
     """
     sizes = _sizes(program, feed)
     held: dict[ir.Node, int] = {}
-    for node in program.graph:
+    for node in nodes_of(program.model):
         values = dict.fromkeys(value for value in node.inputs if value is not None)
         values.update(dict.fromkeys(node.outputs))
         held[node] = sum(_bytes_of(v, sizes) for v in values if constant_of(v) is None)

@@ -4,7 +4,6 @@ In: the program before any pass, the user's samples or none. Out: a ``Comparison
 reference is the file the user named where there is one, so that a fault of the loader shows, too.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from graphopt.numerics.compare import (
 )
 from graphopt.numerics.feeds import Feed, make_feed, size_choices
 from graphopt.numerics.sqnr import compare_by_sqnr
+from graphopt.temporary import TemporaryFolder
 
 _MAX_TRIES = 12
 _IN_ONNXRUNTIME = "the original model in onnxruntime, optimization off"
@@ -62,7 +62,7 @@ class Reference:
         truth: Sequence[npt.NDArray[Any]] | None = None,
         run: bool = True,
     ) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="graphopt-verify-")
+        self._folder = TemporaryFolder("verify")
         self._worker = Worker()
         self._tolerance = tolerance
         self._sizes: list[dict[str, int]] = []
@@ -100,7 +100,7 @@ class Reference:
     def close(self) -> None:
         """Stop the child and remove the temporary files."""
         self._worker.close()
-        self._folder.cleanup()
+        self._folder.close()
 
     @property
     def path(self) -> Path:
@@ -114,11 +114,11 @@ class Reference:
 
     def compare(self, program: Program) -> Comparison:
         """Return how far ``program`` is from the original."""
-        files = emit_for_child(program, Path(self._folder.name) / "candidate.onnx")
+        files = emit_for_child(program, self._folder.path / "candidate.onnx")
         names = {value.name for value in program.graph.inputs}
         feeds = [{n: a for n, a in feed.items() if n in names} for feed in self._feeds]
         found = run_samples(self._worker, files, feeds)
-        for stale in Path(self._folder.name).glob("candidate*"):
+        for stale in self._folder.path.glob("candidate*"):
             stale.unlink()
         return Comparison(
             outputs=self._errors(found),
@@ -167,7 +167,7 @@ class Reference:
         source = program.source
         if source.kind == "onnx" and source.path is not None:
             return source.path, source.external_files
-        path, *data = emit_for_child(program, Path(self._folder.name) / "original.onnx")
+        path, *data = emit_for_child(program, self._folder.path / "original.onnx")
         return path, tuple(data)
 
     def _seeded(
@@ -247,7 +247,7 @@ def _user_feed(program: Program, sample: Any) -> Feed:
 
 def run_program(program: Program, feeds: Mapping[str, npt.NDArray[Any]]) -> Outputs:
     """Run ``program`` once in onnxruntime, as it would be deployed, in a child process."""
-    with tempfile.TemporaryDirectory(prefix="graphopt-run-") as folder, Worker() as worker:
-        path = Path(folder) / "model.onnx"
+    with TemporaryFolder("run") as folder, Worker() as worker:
+        path = folder / "model.onnx"
         emit_onnx(program, path)
         return worker.run_model(path, dict(feeds), optimize=True)

@@ -26,14 +26,16 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt.errors import InvalidModelError, OptionError
+from graphopt.quantization.scale_search import TILE, best_scales, packed_integers, usable
 from graphopt.quantization.threads import each
 
 METHODS = ("rtn", "mse", "hqq")
 LEAST_BLOCK = 16
 _LARGEST_BLOCK = 256
-_PIECE_ELEMENTS = 1 << 18
-# Numbers that stay in the cache of a processor while all ranges are tried.
-_CACHED_ELEMENTS = 1 << 16
+# Blocks that are worked on together, even where they take more than a tile.
+_LEAST_COLUMNS = 64
+# With more, a tile has fewer blocks of each: what is stored of them together would be short.
+_MOST_COLUMNS = 1024
 # Parts of the range of a block that "mse" tries.
 RANGES = np.linspace(0.7, 1.05, 8)
 _NORM = 0.7
@@ -172,11 +174,13 @@ def quantize_matrix(
         some_rows, some_blocks = place
         first, last = some_blocks.start * width, min(some_blocks.stop * width, inner)
         columns = slice(first, last)
-        piece = matrix[columns, some_rows].T if by_column else matrix[some_rows, columns]
-        values = _in_blocks(piece, some_blocks.stop - some_blocks.start, width)
-        integers, scales, zeros = quantize_blocks(values, scheme, kind)
-        parts.data[place] = pack(integers, scheme.bits)
-        parts.scales[place], parts.zero_points[place] = scales, zeros
+        piece = matrix[columns, some_rows] if by_column else matrix[some_rows, columns].T
+        counts = (some_blocks.stop - some_blocks.start, some_rows.stop - some_rows.start)
+        tile = _tile(piece, *counts, width)
+        packed, scales, zeros = _quantize_tile(tile, scheme, kind)
+        parts.data[place] = packed.reshape(-1, *counts).transpose(2, 1, 0)
+        parts.scales[place] = scales.reshape(counts).T
+        parts.zero_points[place] = zeros.reshape(counts).T
 
     each(work, _pieces(rows, blocks, width, by_column=by_column))
     return parts
@@ -185,13 +189,13 @@ def quantize_matrix(
 def _pieces(
     rows: int, blocks: int, width: int, *, by_column: bool
 ) -> Iterator[tuple[slice, slice]]:
-    """Yield pieces of about a MiB that lie together in memory: (rows, blocks)."""
+    """Yield pieces of a tile that lie together in memory: (rows, blocks)."""
     if by_column:
-        some_rows = max(1, min(rows, _PIECE_ELEMENTS // width))
-        step = max(1, _PIECE_ELEMENTS // (some_rows * width))
+        some_rows = min(rows, max(_LEAST_COLUMNS, min(_MOST_COLUMNS, TILE // width)))
+        step = max(1, TILE // (some_rows * width))
     else:
-        step = max(1, min(blocks, _PIECE_ELEMENTS // width))
-        some_rows = max(1, _PIECE_ELEMENTS // (step * width))
+        step = max(1, min(blocks, TILE // (width * _LEAST_COLUMNS)))
+        some_rows = max(_LEAST_COLUMNS, TILE // (step * width))
     for block in range(0, blocks, step):
         for row in range(0, rows, some_rows):
             yield (
@@ -200,13 +204,17 @@ def _pieces(
             )
 
 
-def _in_blocks(piece: npt.NDArray[np.floating], blocks: int, width: int) -> Floats:
-    """Return ``piece`` as [rows, blocks, width], filled up with zeros."""
-    rows, inner = piece.shape
-    values = np.zeros((rows, blocks * width), np.float32)
-    values[:, :inner] = piece
-    check_finite(values)
-    return values.reshape(rows, blocks, width)
+def _tile(piece: npt.NDArray[np.floating], blocks: int, rows: int, width: int) -> Floats:
+    """Return ``piece``, [inner, rows], as [width, blocks * rows]: each column is a block."""
+    tile = np.empty((width, blocks, rows), np.float32)
+    whole = len(piece) // width
+    filled = piece[: whole * width].reshape(whole, width, rows)
+    tile[:, :whole] = filled.transpose(1, 0, 2)
+    if whole < blocks:
+        rest = piece[whole * width :]
+        tile[: len(rest), whole] = rest
+        tile[len(rest) :, whole] = 0
+    return tile.reshape(width, -1)
 
 
 def check_finite(values: npt.NDArray[np.floating]) -> None:
@@ -233,9 +241,26 @@ def quantize_blocks(
         scheme: How.
         kind: Type of the scales; integers fit the scales as they are stored.
     """
-    stored, zeros = fitted_scales(values, scheme, kind)
-    integers = _integers(values, stored.astype(np.float32), zeros, scheme)
-    return integers.astype(np.uint8), stored, zeros.astype(np.uint8)
+    packed, scales, zeros = _quantize_tile(_columns_of(values), scheme, kind)
+    shape = values.shape
+    integers = unpack(np.ascontiguousarray(packed.T), scheme.bits, shape[-1])
+    return integers.reshape(shape), scales.reshape(shape[:-1]), zeros.reshape(shape[:-1])
+
+
+def _columns_of(values: npt.NDArray[np.floating]) -> Floats:
+    """Return blocks in the last axis as columns."""
+    return np.ascontiguousarray(values.reshape(-1, values.shape[-1]).T, np.float32)
+
+
+def _quantize_tile(
+    tile: Floats, scheme: BlockScheme, kind: npt.DTypeLike
+) -> tuple[Bytes, npt.NDArray[np.floating], Bytes]:
+    """Return packed integers, scales and zero points of the columns of ``tile``: it is used up."""
+    stored, zeros = _scales_of_tile(tile, scheme, kind)
+    packed = packed_integers(
+        tile, stored.astype(np.float32), zeros, scheme.smallest, scheme.largest, scheme.bits
+    )
+    return packed, stored, zeros.astype(np.uint8)
 
 
 def fitted_scales(
@@ -245,41 +270,45 @@ def fitted_scales(
 
     The arguments are those of ``quantize_blocks``.
     """
-    scales, zeros = _extremes(values, scheme)
+    stored, zeros = _scales_of_tile(_columns_of(values), scheme, kind)
+    return stored.reshape(values.shape[:-1]), zeros.reshape(values.shape[:-1])
+
+
+def _scales_of_tile(
+    tile: Floats, scheme: BlockScheme, kind: npt.DTypeLike
+) -> tuple[npt.NDArray[np.floating], Floats]:
+    """Return the scales, as they are stored, and the zero points of the columns of ``tile``."""
+    low, high = tile.min(axis=0), tile.max(axis=0)
+    # What is infinite or none is an end, or makes one.
+    check_finite(low)
+    check_finite(high)
+    scales, zeros = _between(low, high, scheme)
     if scheme.method == "mse":
-        scales, zeros = _searched(values, scales, zeros, scheme)
+        ends = np.float32(scheme.smallest) - zeros, np.float32(scheme.largest) - zeros
+        scales = best_scales(tile, scales, *ends, RANGES.astype(np.float32))
+        scales = np.abs(scales) if scheme.narrow else scales
     elif scheme.method == "hqq":
-        scales, zeros = _half_quadratic(values, scales, zeros, scheme)
+        scales, zeros = _half_quadratic(np.ascontiguousarray(tile.T), scales, zeros, scheme)
     with np.errstate(over="ignore"):
         stored = scales.astype(kind)
     # A scale that its type cannot hold belongs to a block of zeros, or of next to nothing.
     return np.where(np.isfinite(stored) & (stored != 0), stored, 1).astype(kind), zeros
 
 
-def _extremes(values: Floats, scheme: BlockScheme) -> tuple[Floats, Floats]:
+def _between(low: Floats, high: Floats, scheme: BlockScheme) -> tuple[Floats, Floats]:
     """Return scale and zero point of each block from its smallest and largest number."""
-    # The smallest of rows below each other is found many times faster than that of short rows.
-    columns = np.ascontiguousarray(values.reshape(-1, values.shape[-1]).T)
-    low, high = (
-        found.reshape(values.shape[:-1]) for found in (columns.min(axis=0), columns.max(axis=0))
-    )
+    scales: Floats
     if scheme.symmetric:
         zeros = np.full(low.shape, scheme.middle, np.float32)
         if scheme.narrow:
-            scales = np.maximum(high, -low) / np.float32(scheme.middle - 1)
+            scales = np.divide(np.maximum(high, -low), scheme.middle - 1, dtype=np.float32)
         else:
-            scales = np.where(-low >= high, -low, -high) / np.float32(scheme.middle)
-    else:
-        low, high = np.minimum(low, 0), np.maximum(high, 0)
-        scales = (high - low) / np.float32(scheme.largest)
-        zeros = np.clip(np.rint(-low / _usable(scales)), 0, scheme.largest)
-    return _usable(scales), zeros.astype(np.float32)
-
-
-def _usable(scales: Floats) -> Floats:
-    """Return ``scales`` that one can divide by; a block of zeros has scale 1."""
-    tiny = np.finfo(np.float32).tiny
-    return np.where(np.abs(scales) < tiny, np.float32(1), scales).astype(np.float32)
+            ends = np.where(-low >= high, -low, -high)
+            scales = np.divide(ends, scheme.middle, dtype=np.float32)
+        return usable(scales), zeros
+    low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
+    scales = usable((high - low) / np.float32(scheme.largest))
+    return scales, np.clip(np.rint(-low / scales), 0, scheme.largest)
 
 
 def _integers(values: Floats, scales: Floats, zeros: Floats, scheme: BlockScheme) -> Floats:
@@ -294,9 +323,9 @@ def _fitted_scales(values: Floats, steps: Floats, scales: Floats) -> Floats:
     """Return the scales with the least squared error for integers ``steps`` from zero."""
     numerator = np.einsum("...i,...i->...", values, steps)
     denominator = np.einsum("...i,...i->...", steps, steps)
-    usable = (denominator > 0) & (numerator != 0)
-    fitted = np.divide(numerator, denominator, out=scales.copy(), where=usable)
-    return _usable(fitted)
+    some = (denominator > 0) & (numerator != 0)
+    fitted = np.divide(numerator, denominator, out=scales.copy(), where=some)
+    return usable(fitted)
 
 
 def _squared_error(values: Floats, scales: Floats, zeros: Floats, scheme: BlockScheme) -> Floats:
@@ -323,54 +352,6 @@ class _Best:
         self._errors = np.where(better, errors, self._errors)
         self.scales = np.where(better, scales, self.scales)
         self.zeros = np.where(better, zeros, self.zeros)
-
-
-def _searched(
-    values: Floats, scales: Floats, zeros: Floats, scheme: BlockScheme
-) -> tuple[Floats, Floats]:
-    """Return the best of several ranges, each with a scale fitted to its integers."""
-    width = values.shape[-1]
-    blocks, starts, offsets = values.reshape(-1, width), scales.reshape(-1), zeros.reshape(-1)
-    found = np.empty_like(starts)
-    step = max(1, _CACHED_ELEMENTS // width)
-    for start in range(0, len(blocks), step):
-        some = slice(start, start + step)
-        # Numbers of a block below each other: sums over them are sums of rows.
-        columns = np.ascontiguousarray(blocks[some].T)
-        found[some] = _best_scales(columns, starts[some], offsets[some], scheme)
-    return found.reshape(scales.shape), zeros
-
-
-def _best_scales(columns: Floats, scales: Floats, zeros: Floats, scheme: BlockScheme) -> Floats:
-    """Return the scale of each column whose integers lose least.
-
-    With ``y = v / t - q``, what a range ``t`` leaves of numbers ``v`` beside integers ``q``, the
-    best scale for the integers is ``t * (1 + yq / qq)``; its error is ``t^2 * (yy - yq^2 / qq)``.
-    """
-    low, high = np.float32(scheme.smallest) - zeros, np.float32(scheme.largest) - zeros
-    left, integers = np.empty_like(columns), np.empty_like(columns)
-    best, least = scales, np.full(scales.shape, np.inf, np.float32)
-    for part in (None, *RANGES):
-        tried = scales if part is None else _usable(scales * np.float32(part))
-        np.multiply(columns, 1 / tried, out=left)
-        np.rint(left, out=integers)
-        # Several times faster than ``clip`` with bounds that differ.
-        np.minimum(integers, high, out=integers)
-        np.maximum(integers, low, out=integers)
-        np.subtract(left, integers, out=left)
-        errors = np.einsum("ij,ij->j", left, left)
-        offered = tried
-        if part is not None:
-            crossed = np.einsum("ij,ij->j", left, integers)
-            squares = np.einsum("ij,ij->j", integers, integers)
-            moved = np.divide(crossed, squares, out=np.zeros_like(crossed), where=squares > 0)
-            errors -= crossed * moved
-            offered = _usable(tried * (1 + moved))
-        errors *= tried * tried
-        better = errors < least
-        least = np.where(better, errors, least)
-        best = np.where(better, np.abs(offered) if scheme.narrow else offered, best)
-    return best
 
 
 def _half_quadratic(

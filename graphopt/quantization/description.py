@@ -33,6 +33,7 @@ class Description:
         samples: Number of samples seen.
         method: How the ranges were chosen.
         maxima: Largest magnitude of each channel of these values and of what leads to them.
+        unseen: Values that no sample gave an element, as those of a branch that none took.
     """
 
     ranges: Mapping[str, tuple[float, float]]
@@ -40,6 +41,7 @@ class Description:
     samples: int = 0
     method: str = "min-max"
     maxima: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    unseen: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

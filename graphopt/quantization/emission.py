@@ -2,6 +2,8 @@
 
 Every edit goes through the ``Rewriter``, so names, provenance and graph outputs are kept. A value
 that an integer node makes keeps its name on the dequantized side, which all its readers see.
+Integer nodes of a branch read what is around it as integers and dequantize it themselves: runtimes
+fuse conversions with nodes of the same graph.
 """
 
 from collections.abc import Iterable
@@ -15,6 +17,7 @@ import onnx_ir as ir
 from graphopt.ir.constants import array_of, constant_of, read_array
 from graphopt.ir.program import is_onnx, tag
 from graphopt.ir.rewrite import Rewriter, sole_user
+from graphopt.quantization.bodies import Scope, scopes_of
 from graphopt.quantization.description import Description, Plan
 from graphopt.quantization.placed import Placement
 from graphopt.quantization.ranges import Params, quantize_array
@@ -97,13 +100,24 @@ def _absorb(edit: Rewriter, clamp: ir.Node, before: ir.Node) -> None:
         result.name = edit.names.fresh_value(name)
 
 
+def _insert_before(node: ir.Node, *added: ir.Node) -> None:
+    assert node.graph is not None, "the node is in a graph"
+    node.graph.insert_before(node, added)
+
+
 class _Emission:
     def __init__(
         self, edit: Rewriter, placement: Placement, description: Description, plan: Plan
     ) -> None:
         self.edit = edit
-        self.graph = edit.model.graph
         self.placement = placement
+        self._scopes: dict[ir.Graph, Scope] = {}
+        # Where nodes of branches stand in them.
+        self._order: dict[ir.Node, int] = {}
+        for scope in scopes_of(edit.model):
+            self._scopes[scope.graph] = scope
+            if scope.depth:
+                self._order.update((node, index) for index, node in enumerate(scope.graph))
         self.description = description
         self.plan = plan
         self._files = weight_files_of(edit.model)
@@ -135,31 +149,70 @@ class _Emission:
         if constant_of(value) is not None:
             self._quantize_constant(value, params)
             return
-        name = value.name or "value"
-        producer = value.producer()
+        name, producer, home = value.name or "value", value.producer(), value.graph
+        assert home is not None, "the value belongs to a graph"
         everyone = value in self.placement.after
-        users = [
-            (use.node, use.idx)
-            for use in value.uses()
-            if everyone or self._wants(use.node, use.idx)
-        ]
-        source = [producer] if producer is not None else [user for user, _ in users[:1]]
+        readers: dict[ir.Graph, list[tuple[ir.Node, int]]] = {home: []} if everyone else {}
+        for user, index in value.uses():
+            inside = self._wants(user, index)
+            if inside or everyone:
+                graph = user.graph if inside else home
+                assert graph is not None, "a reader is in a graph"
+                readers.setdefault(graph, []).append((user, index))
+        integers: dict[ir.Graph, ir.Value] = {}
+        for graph in sorted(readers, key=lambda graph: self._scopes[graph].depth):
+            users = readers[graph]
+            first = min(users, key=lambda use: self._order.get(use[0], 0))[0] if users else None
+            source = [one for one in (producer, first) if one is not None][:1]
+            known = self._nearest(integers, graph)
+            nodes = self._conversions(name, value, params, known, source)
+            if known is None:
+                integers[graph] = nodes[0].outputs[0]
+            if graph is not home and first is not None:
+                graph.insert_before(first, nodes)
+            elif producer is not None:
+                graph.insert_after(producer, nodes)
+            else:
+                graph.insert_before(graph[0], nodes)
+            result = nodes[-1].outputs[0]
+            if everyone and graph is home:
+                self._take_name(value, result)
+            else:
+                result.name = self.edit.names.fresh_value(f"{name}_dequantized")
+            for user, index in users:
+                user.replace_input_with(index, result)
+            self._scales[result] = params
+
+    def _nearest(self, integers: dict[ir.Graph, ir.Value], graph: ir.Graph) -> ir.Value | None:
+        """Return the integers that are known in ``graph`` or around it."""
+        scope: Scope | None = self._scopes[graph]
+        while integers and scope is not None:
+            if scope.graph in integers:
+                return integers[scope.graph]
+            scope = scope.around
+        return None
+
+    def _conversions(
+        self,
+        name: str,
+        value: ir.Value,
+        params: Params,
+        integers: ir.Value | None,
+        source: list[ir.Node],
+    ) -> list[ir.Node]:
+        """Return the nodes that quantize ``value``, where ``integers`` are not known, and back."""
         scale, zero = self._scale_and_zero(name, params)
-        quantized = self._node("QuantizeLinear", [value, scale, zero], f"{name}_quantized", source)
-        integers = quantized.outputs[0]
-        integers.type = ir.TensorType(_TYPES[self.plan.activation.dtype])
-        integers.shape = value.shape
-        back = self._node("DequantizeLinear", [integers, scale, zero], "", source)
-        result = back.outputs[0]
+        nodes = []
+        if integers is None:
+            stem = f"{name}_quantized"
+            nodes.append(self._node("QuantizeLinear", [value, scale, zero], stem, source))
+            integers = nodes[0].outputs[0]
+            integers.type = ir.TensorType(_TYPES[self.plan.activation.dtype])
+            integers.shape = value.shape
+        nodes.append(self._node("DequantizeLinear", [integers, scale, zero], "", source))
+        result = nodes[-1].outputs[0]
         result.type, result.shape = value.type, value.shape
-        self._place(producer, quantized, back)
-        if everyone:
-            self._take_name(value, result)
-        else:
-            result.name = self.edit.names.fresh_value(f"{name}_dequantized")
-        for user, index in users:
-            user.replace_input_with(index, result)
-        self._scales[result] = params
+        return nodes
 
     def _wants(self, node: ir.Node, index: int) -> bool:
         rule = self.placement.integer.get(node)
@@ -168,20 +221,14 @@ class _Emission:
     def _take_name(self, value: ir.Value, result: ir.Value, ending: str = "float") -> None:
         """Let ``result`` be called what ``value`` is called, in the graph outputs too."""
         name = value.name or "value"
-        outputs = self.graph.outputs
-        places = [i for i, output in enumerate(outputs) if output is value]
-        for index in places:
-            outputs[index] = result
+        if value.is_graph_output():
+            assert value.graph is not None, "it is an output of its graph"
+            outputs = value.graph.outputs
+            for index in [i for i, output in enumerate(outputs) if output is value]:
+                outputs[index] = result
         value.name = self.edit.names.fresh_value(f"{name}_{ending}")
         result.name = name
         result.metadata_props.update(value.metadata_props)
-
-    def _place(self, producer: ir.Node | None, *nodes: ir.Node) -> None:
-        """Insert ``nodes`` right behind ``producer``, or first in the graph."""
-        if producer is not None:
-            self.graph.insert_after(producer, nodes)
-        else:
-            self.graph.insert_before(self.graph[0], nodes)
 
     def _node(
         self, op_type: str, inputs: list[ir.Value], stem: str, source: list[ir.Node]
@@ -226,7 +273,7 @@ class _Emission:
                 "DequantizeLinear", [stored, scale, zero], f"{name}_dequantized", [user]
             )
             back.outputs[0].type, back.outputs[0].shape = value.type, value.shape
-            self.graph.insert_before(user, [back])
+            _insert_before(user, back)
             user.replace_input_with(index, back.outputs[0])
             self._scales[back.outputs[0]] = wanted
         self._old[value] = None
@@ -244,7 +291,7 @@ class _Emission:
         stem = f"{name}_converted_dequantized"
         back = self._node("DequantizeLinear", [integers, scale, zero], stem, [node])
         back.outputs[0].type, back.outputs[0].shape = value.type, value.shape
-        self.graph.insert_before(node, [quantized, back])
+        _insert_before(node, quantized, back)
         node.replace_input_with(index, back.outputs[0])
         self._scales[back.outputs[0]] = params
 
@@ -344,7 +391,8 @@ class _Emission:
             added.append(self._node("Mul", [cast.outputs[0], scale], "", [node]))
         result = added[-1].outputs[0]
         _describe(result, shape)
-        self.graph.insert_after(node, added)
+        assert node.graph is not None, "the node is in a graph"
+        node.graph.insert_after(node, added)
         self._take_name(rows, result, "integers")
         for user, index in users:
             user.replace_input_with(index, result)
@@ -466,7 +514,7 @@ class _Emission:
             back.attributes["axis"] = ir.AttrInt64("axis", axis)
         result = back.outputs[0]
         result.type, result.shape = ir.TensorType(ir.DataType.FLOAT), old.shape
-        self.graph.insert_before(node, [back])
+        _insert_before(node, back)
         return result
 
     def _set_bias(
@@ -510,20 +558,24 @@ class _Emission:
             assert weight is not None, "the integers were stored"
             rows, columns = weight.shape.numpy()
             chain, user = [node], sole_user(node.outputs[0])
-            while user is not None and is_onnx(user, *_FLOAT_MOVES):
+            graph = node.graph
+            assert graph is not None, "the node is in a graph"
+            while user is not None and user.graph is graph and is_onnx(user, *_FLOAT_MOVES):
                 chain.append(user)
                 user = sole_user(user.outputs[0])
-            if user is not None and user.graph is self.graph and rows <= 4 * columns:
-                self.graph.remove(chain)
-                self.graph.insert_before(user, chain)
+            if user is not None and user.graph is graph and rows <= 4 * columns:
+                graph.remove(chain)
+                _insert_before(user, *chain)
 
     def _drop_conversion(self, back: ir.Node) -> None:
         """Remove a ``DequantizeLinear``; the value that gave it its name gets it back."""
         name, quantizer = back.outputs[0].name or "value", back.inputs[0]
         value = None if quantizer is None else quantizer.producer()
         source = None if value is None else value.inputs[0]
+        # What reads it in a branch has another name.
+        named = source is not None and source.graph is back.graph
         self.edit.drop(back)
-        if source is not None and source in self.placement.after:
+        if named and source in self.placement.after:
             self.edit.names.release_value(source.name or "")
             source.name = self.edit.names.fresh_value(name)
 
@@ -535,5 +587,6 @@ class _Emission:
         for value in self._old:
             if value.is_initializer() and not value.uses() and not value.is_graph_output():
                 assert value.name is not None, "initializers have names"
-                del self.graph.initializers[value.name]
+                assert value.graph is not None, "an initializer is in a graph"
+                del value.graph.initializers[value.name]
                 self.edit.names.release_value(value.name)

@@ -1,6 +1,6 @@
 """The fusion report: which nodes a runtime really computes in integers, read from its own graph.
 
-In: what was placed, and the nodes of the runtime's optimized graph as plain data. Out: for each
+In: what was placed, and the nodes of the runtime's optimized graphs as plain data. Out: for each
 placed node the kernel that computes it, or why it is float. Nothing is assumed from what was
 emitted: a node counts as integer when a kernel with an integer name makes its value; one that
 gathers from a table when it reads no widened table and its rows are widened behind it.
@@ -48,7 +48,8 @@ def kernel_report(placement: Placement, nodes: Sequence[Mapping[str, Any]]) -> K
 
     Args:
         placement: What was placed, with the names that nodes and values had then.
-        nodes: Nodes as ``isolated_child.kernels`` gives them: name, op, domain, inputs, outputs.
+        nodes: Nodes as ``isolated_child.kernels`` gives them, those of bodies among them: name, op,
+            domain, inputs, outputs.
     """
     report = KernelReport()
     made = {value: node for node in nodes for value in node["outputs"]}

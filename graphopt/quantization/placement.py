@@ -1,7 +1,9 @@
 """Which nodes compute in integers, and which values carry scale and zero point.
 
 In: a model, the description of its values, the plan of the target. Out: a ``Placement``; nothing is
-rewritten. Every step is linear in the graph.
+rewritten. Every step is linear in the graph. Branches of an ``If`` are looked at with the graph
+around them: what a branch reads from there may be integer on both sides. What an ``If`` gives is
+float, whichever branch gives it.
 
 1. A ``Relu`` or ``Clip`` is absorbed into the node before it where saturation does the same.
 2. Linear nodes with constant weights are integer. Other operators with integer kernels are where
@@ -17,6 +19,7 @@ import onnx_ir as ir
 
 from graphopt.ir.constants import array_of, constant_of, static_dims
 from graphopt.ir.program import is_onnx
+from graphopt.quantization.bodies import Scope, observable_nodes, scopes_of
 from graphopt.quantization.description import Description, Plan
 from graphopt.quantization.full_integer import place_everything
 from graphopt.quantization.placed import Placement
@@ -42,7 +45,7 @@ _NARROW = 0.25
 def place(
     model: ir.Model, description: Description, plan: Plan, keep_float: frozenset[str]
 ) -> Placement:
-    """Return what is quantized in the main graph of ``model``.
+    """Return what is quantized in the main graph of ``model`` and in the branches in it.
 
     Args:
         model: The float model, nodes in order.
@@ -71,7 +74,15 @@ class _Builder:
     def __init__(
         self, model: ir.Model, description: Description, plan: Plan, keep_float: frozenset[str]
     ) -> None:
-        self.graph = model.graph
+        self.scopes: dict[ir.Graph, Scope] = {}
+        self.nodes: list[ir.Node] = []
+        self.in_loops: list[tuple[ir.Node, ir.Node]] = []
+        for scope in scopes_of(model):
+            self.scopes[scope.graph] = scope
+            if scope.loop is None:
+                self.nodes += scope.graph
+            else:
+                self.in_loops += [(node, scope.loop) for node in scope.graph]
         self.description = description
         self.plan = plan
         self.keep_float = keep_float
@@ -83,7 +94,10 @@ class _Builder:
 
     def find_candidates(self) -> None:
         """Collect the nodes that have a rule and whose form, types and ranges allow it."""
-        for node in self.graph:
+        for node, loop in self.in_loops:
+            if rule_of(node, self.plan.operators) is not None:
+                self.placement.reasons[node] = ("body-of-loop", loop.name or loop.op_type)
+        for node in self.nodes:
             rule = rule_of(node, self.plan.operators)
             if rule is None:
                 continue
@@ -101,6 +115,8 @@ class _Builder:
     def _note_table(self, node: ir.Node) -> None:
         if (node.name or "") in self.keep_float:
             self.placement.reasons[node] = ("kept-float", "")
+        elif node.outputs[0].name in self.description.unseen:
+            self.placement.reasons[node] = self._unknown(node, node.outputs[0])
         else:
             self.tables[node] = None
 
@@ -144,10 +160,19 @@ class _Builder:
             return "form-without-kernel", detail
         if rule.kind == "clamp":
             return "", ""
-        unknown = [v.name or "" for v in values if not self._has_range(v)]
-        if unknown and (rule.fixed is None or unknown != [node.outputs[0].name]):
-            return "not-observed", unknown[0]
+        unknown = [v for v in values if not self._has_range(v)]
+        if unknown and (rule.fixed is None or unknown != [node.outputs[0]]):
+            return self._unknown(node, unknown[0])
         return "", ""
+
+    def _unknown(self, node: ir.Node, value: ir.Value) -> tuple[str, str]:
+        """Return why nothing is known of ``value``, which ``node`` reads or makes."""
+        name = value.name or ""
+        if name not in self.description.unseen:
+            return "not-observed", name
+        assert node.graph is not None, "the node is in a graph"
+        where = self.scopes[node.graph].where
+        return "never-calibrated", f"{name}, the node is {where}" if where else name
 
     def _has_float_weights(self, node: ir.Node) -> bool:
         weight = constant_of(node.inputs[1])
@@ -161,6 +186,7 @@ class _Builder:
         if (
             before is None
             or source is None
+            or before.graph is not node.graph
             or before not in self.candidates
             or not self.plan.quantize_results
             or self.plan.activation.symmetric
@@ -295,7 +321,7 @@ class _Builder:
         if FLOAT_SUM not in self.plan.operators:
             return
         gone = self.placement.integer | self.biased
-        for node in self.graph:
+        for node in self.nodes:
             if is_onnx(node, "Add") and node not in gone:
                 readers = [use.node for use in node.outputs[0].uses()]
                 if any(is_onnx(reader, "LayerNormalization") for reader in readers):
@@ -318,7 +344,7 @@ class _Builder:
                 stored[node] = TABLE
         # In graph order, as the documentation of a placement says.
         found = self.placement.integer | stored
-        self.placement.integer = {node: found[node] for node in self.graph if node in found}
+        self.placement.integer = {node: found[node] for node in self.nodes if node in found}
 
     def _float_reader(self, table: ir.Value) -> str:
         """Return what reads ``table`` as floats, or ""."""
@@ -424,9 +450,12 @@ def _is_quantized(value: ir.Value | None) -> bool:
 
 
 def observed_values(model: ir.Model, operators: frozenset[str]) -> Iterator[ir.Value]:
-    """Yield each value whose range placement may ask for, once, in graph order."""
+    """Yield each value whose range placement may ask for, once, in graph order.
+
+    Values of branches are among them; those of loops are not.
+    """
     seen: set[ir.Value] = set()
-    for node in model.graph:
+    for node in observable_nodes(model):
         rule = rule_of(node, operators)
         if rule is None:
             continue

@@ -7,13 +7,10 @@ are as many of them. The collection rides in ``model.meta`` to the pass that sto
 """
 
 import math
-import os
-import shutil
-import tempfile
-import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +29,7 @@ from graphopt.quantization.block_weights import (
 )
 from graphopt.quantization.gptq import Compensation, product_errors, round_rows
 from graphopt.quantization.weight_only import StoredWeight
+from graphopt.temporary import TemporaryFolder
 
 META_KEY = "graphopt.reconstruction"
 COMPENSATED = "gptq"
@@ -42,6 +40,7 @@ _HIGHEST_DB = 200.0
 _PIECE_ELEMENTS = 1 << 21
 
 Key = tuple[str, bool, bool, BlockScheme]
+Described = tuple[np.dtype[Any], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -161,9 +160,8 @@ class Reconstruction:
     """Finished parts by weight, in files that go away with this object."""
 
     def __init__(self) -> None:
-        self._files: dict[Key, Path] = {}
-        self._folder = Path(tempfile.mkdtemp(prefix="graphopt-weights-"))
-        weakref.finalize(self, shutil.rmtree, os.fspath(self._folder), ignore_errors=True)
+        self._files: dict[Key, tuple[Path, list[Described]]] = {}
+        self._folder = TemporaryFolder("weights")
 
     def add(self, stored: StoredWeight, parts: Parts) -> None:
         """Keep the parts of a weight.
@@ -171,24 +169,37 @@ class Reconstruction:
         Raises:
             OutputError: the temporary folder is full, or cannot be written.
         """
-        path = self._folder / f"{len(self._files)}.npz"
+        path = self._folder.path / f"{len(self._files)}.data"
+        arrays = (parts.data, parts.scales, parts.zero_points)
         try:
-            np.savez(path, data=parts.data, scales=parts.scales, zero_points=parts.zero_points)
+            with path.open("wb") as file:
+                for array in arrays:
+                    # Not with checksums: this process alone reads what it wrote.
+                    file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         except OSError as error:
             raise OutputError(
                 "temporary-files",
                 f"cannot keep the rounded weight '{stored.weight.name}': {error.strerror}",
                 hint="make room in the temporary folder, or name another one with TMPDIR",
             ) from error
-        self._files[_key(stored)] = path
+        self._files[_key(stored)] = path, [(array.dtype, array.shape) for array in arrays]
 
     def parts_of(self, stored: StoredWeight) -> Parts | None:
         """Return the parts of a weight, None where none were made."""
-        path = self._files.get(_key(stored))
-        if path is None:
-            return None
-        with np.load(path) as arrays:
-            return Parts(arrays["data"], arrays["scales"], arrays["zero_points"])
+        found = self._files.get(_key(stored))
+        return None if found is None else Parts(*_mapped(*found))
+
+
+def _mapped(path: Path, described: Sequence[Described]) -> Iterator[npt.NDArray[Any]]:
+    """Yield the arrays that lie in a file one after another."""
+    start = 0
+    for dtype, shape in described:
+        if 0 in shape:
+            yield np.empty(shape, dtype)
+            continue
+        array = np.memmap(path, dtype, "r", start, shape)
+        start += array.nbytes
+        yield array
 
 
 def _key(stored: StoredWeight) -> Key:

@@ -6,12 +6,7 @@ weights. The collection rides in ``model.meta`` to the pass that inserts them, a
 with it and with the tensors that came from it.
 """
 
-import os
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +21,7 @@ from graphopt.quantization.weights import (
     quantized_tensor,
     weight_scales,
 )
+from graphopt.temporary import TemporaryFolder
 
 META_KEY = "graphopt.weight_files"
 # Smaller weights are computed when they are asked for.
@@ -47,7 +43,7 @@ class WeightFiles:
         self._scales: dict[tuple[int, int, WeightScheme], Scales] = {}
         self._integers: dict[tuple[int, int, bytes], ir.ExternalTensor] = {}
         self._lost: dict[tuple[int, int, bytes, bytes, int, int], npt.NDArray[np.float64]] = {}
-        self._folder: Path | None = None
+        self._folder: TemporaryFolder | None = None
 
     def know(self, tensors: Iterable[ir.TensorProtocol]) -> None:
         """Keep from now on what is made of ``tensors``: the weights that candidates share."""
@@ -114,9 +110,8 @@ class WeightFiles:
     def _write(self, name: str, array: npt.NDArray[np.int8]) -> ir.ExternalTensor:
         try:
             if self._folder is None:
-                self._folder = Path(tempfile.mkdtemp(prefix="graphopt-integers-"))
-                weakref.finalize(self, shutil.rmtree, os.fspath(self._folder), ignore_errors=True)
-            path = self._folder / "integers.data"
+                self._folder = TemporaryFolder("integers")
+            path = self._folder.path / "integers.data"
             with path.open("ab") as file:
                 start = -(-file.tell() // _STEP) * _STEP
                 file.truncate(start)
@@ -134,7 +129,7 @@ class WeightFiles:
             ir.DataType.INT8,
             shape=ir.Shape(array.shape),
             name=name,
-            base_dir=self._folder,
+            base_dir=self._folder.path,
         )
 
 

@@ -6,12 +6,14 @@ integers are computed when the file is written, one tensor at a time.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from graphopt.ir.constants import read_array
+from graphopt.quantization.scale_search import HEIGHT, TILE, squared_errors
 from graphopt.quantization.threads import each
 
 _LARGEST = 127
@@ -24,10 +26,15 @@ _LAZY_BYTES = 1 << 16
 _PIECE = 1 << 20
 # Elements that stay in the cache of a processor while several operations pass over them.
 _CACHED = 1 << 17
+# Tiles that are searched by several threads.
+_TOGETHER = 8
+# What a better range must gain of the error: less is chance in float32.
+_CHANCE = 1e-6
 # Parts of the largest weight that are tried as the end of the range.
 _CUTS = np.linspace(1.0, 0.7, 13)
 
 Floats = npt.NDArray[np.float64]
+Tile = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,22 @@ def row_pieces(array: npt.NDArray[np.floating]) -> Iterator[slice]:
     return _pieces(array, 0)
 
 
+def _tiles(array: npt.NDArray[np.floating], axis: int) -> Iterator[tuple[slice, Tile]]:
+    """Yield float32 tiles, [others, channels], and the channels on ``axis`` that each holds."""
+    if array.ndim == 2 and axis == 1:
+        step = max(HEIGHT, TILE // max(1, array.shape[1]) // HEIGHT * HEIGHT)
+        for start in range(0, len(array), step):
+            yield slice(None), np.ascontiguousarray(array[start : start + step], np.float32)
+        return
+    channels_first = np.moveaxis(array, axis, 0)
+    others = array.size // max(1, len(channels_first))
+    step = max(1, TILE // max(1, others))
+    for start in range(0, len(channels_first), step):
+        piece = slice(start, start + step)
+        part = channels_first[piece]
+        yield piece, np.ascontiguousarray(part.reshape(len(part), -1).T, np.float32)
+
+
 def _rows(array: npt.NDArray[np.floating], axis: int) -> Iterator[Floats]:
     """Yield the channels on ``axis`` as rows of float64, some at a time."""
     channels_first = np.moveaxis(array, axis, 0)
@@ -78,36 +101,36 @@ def _two_largest(rows: Floats) -> Floats:
 def _two_largest_of_columns(array: npt.NDArray[np.floating]) -> Floats:
     """Return the second largest and the largest magnitude of each column, read row by row.
 
-    Rows are compared in pairs, then pairs of pairs: rows of columns lie apart in memory, and a
-    search along them takes many times longer.
+    Of some rows only the largest are kept. What is second is the largest of other rows, or stands
+    beside the largest of all: those few rows are looked at again, column by column.
     """
-    step = max(2, _CACHED // max(1, array.shape[1]))
-    starts = range(0, len(array), step)
-    found = each(lambda start: _merged(np.abs(array[start : start + step])), starts)
-    second = np.concatenate([pair[:1] for pair in found])
-    first = np.concatenate([pair[1:] for pair in found])
-    largest = _merged(first)
+    count = array.shape[1]
+    height = min(len(array), HEIGHT)
+    whole = len(array) // height * height
+    step = max(1, TILE // (height * max(1, count)))
+    groups = array[:whole].reshape(-1, height, count)
+
+    def work(start: int) -> npt.NDArray[np.floating]:
+        some = groups[start : start + step]
+        low, high = some.min(axis=1), some.max(axis=1)
+        largest: npt.NDArray[np.floating] = np.maximum(-low, high)
+        return largest
+
+    found = each(work, range(0, len(groups), step))
+    first = np.concatenate([*found, np.abs(array[whole:])])
     places = first.argmax(axis=0)
-    # What is second in the rows that hold the largest may be second of all.
-    beside = second[places, np.arange(array.shape[1])]
-    ends = np.stack([np.maximum(largest[0], beside), largest[1]], axis=1)
+    columns = np.arange(count)
+    largest = first[places, columns]
+    first[places, columns] = 0
+    # Rows behind the last whole group are groups of their own.
+    offsets = np.arange(height)[:, None]
+    rows = np.where(places < len(groups), places * height + offsets, places + whole - len(groups))
+    beside = np.abs(array[rows, columns])
+    beside[beside.argmax(axis=0), columns] = 0
+    alone = places >= len(groups)
+    second = np.where(alone, 0, beside.max(axis=0))
+    ends = np.stack([np.maximum(second, first.max(axis=0)), largest], axis=1)
     return ends.astype(np.float64)
-
-
-def _merged(magnitudes: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """Return the second largest and the largest of each column as two rows."""
-    first, second = magnitudes, np.zeros((len(magnitudes), 1), magnitudes.dtype)
-    while len(first) > 1:
-        half = len(first) // 2
-        low, high = first[:half], first[half : 2 * half]
-        others = np.maximum(second[:half], second[half : 2 * half])
-        merged, top = np.maximum(np.minimum(low, high), others), np.maximum(low, high)
-        if len(first) % 2:
-            last = np.maximum(second[-1], np.minimum(top[0], first[-1]))
-            merged[0] = np.maximum(merged[0], last)
-            top[0] = np.maximum(top[0], first[-1])
-        first, second = top, merged
-    return np.stack([np.broadcast_to(second[0], first[0].shape), first[0]])
 
 
 def _ends(array: npt.NDArray[np.floating], axis: int) -> Floats:
@@ -115,15 +138,6 @@ def _ends(array: npt.NDArray[np.floating], axis: int) -> Floats:
     if array.ndim == 2 and axis == 1 and len(array) > 1:
         return _two_largest_of_columns(array)
     return np.concatenate([_two_largest(rows) for rows in _rows(array, axis)])
-
-
-def _squared_errors(rows: Floats, scales: Floats) -> Floats:
-    """Return the error of each row with each of ``scales``, whose last axis is the rows or 1."""
-    found = []
-    for tried in scales:
-        integers = np.clip(np.rint(rows / tried[:, None]), -_LARGEST, _LARGEST)
-        found.append(((rows - integers * tried[:, None]) ** 2).sum(axis=1))
-    return np.stack(found)
 
 
 def weight_scales(
@@ -145,17 +159,32 @@ def weight_scales(
         # Cutting the range here would make the two largest weights meet the bound again.
         return _used(best, largest)
     tried = np.maximum(best * _CUTS[:, None], _LEAST_SCALE)
-    errors = np.zeros(tried.shape)
-    for piece, rows in zip(_pieces(array, axis), _rows(array, axis), strict=True):
-        if scheme.per_channel:
-            errors[:, piece] = _squared_errors(rows, tried[:, piece])
-        else:
-            errors += _squared_errors(rows, tried).sum(axis=1, keepdims=True)
+    errors = _errors(array, axis, tried.astype(np.float32))
     least, scales = errors[0], best
     for error, other in zip(errors[1:], tried[1:], strict=True):
-        better = error < least * (1 - 1e-9)
+        better = error < least * (1 - _CHANCE)
         least, scales = np.where(better, error, least), np.where(better, other, scales)
     return _used(scales, largest)
+
+
+def _errors(array: npt.NDArray[np.floating], axis: int, scales: Tile) -> Floats:
+    """Return the squared error of each channel with each of its scales, or of all with one."""
+    shared = scales.shape[1] == 1
+    errors: Floats = np.zeros(scales.shape)
+
+    def work(part: tuple[slice, Tile]) -> Floats:
+        piece, tile = part
+        some = np.repeat(scales, tile.shape[1], 1) if shared else scales[:, piece]
+        return squared_errors(tile, np.ascontiguousarray(some), _LARGEST)
+
+    tiles = _tiles(array, axis)
+    while some := list(islice(tiles, _TOGETHER)):
+        for (piece, _), found in zip(some, each(work, some), strict=True):
+            if shared:
+                errors += found.sum(axis=1, keepdims=True)
+            else:
+                errors[:, piece] += found
+    return errors
 
 
 def _used(scales: Floats, largest: Floats) -> npt.NDArray[np.float32]:

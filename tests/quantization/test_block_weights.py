@@ -112,7 +112,8 @@ def test_columns_are_the_rows_of_the_transposed_matrix(scheme: BlockScheme) -> N
 def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch, by_column: bool) -> None:
     matrix, scheme = some(90, 150), BlockScheme(4, 32)
     whole = quantize_matrix(matrix, scheme, by_column=by_column)
-    monkeypatch.setattr(block_weights, "_PIECE_ELEMENTS", 200)
+    monkeypatch.setattr(block_weights, "TILE", 200)
+    monkeypatch.setattr(block_weights, "_LEAST_COLUMNS", 2)
     pieces = quantize_matrix(matrix, scheme, by_column=by_column)
     assert np.array_equal(whole.data, pieces.data)
     assert np.array_equal(whole.scales, pieces.scales)
@@ -142,7 +143,7 @@ def test_mse_comes_close_to_the_best_of_a_full_search() -> None:
     matrix = some(32, 128)
     scheme = BlockScheme(4, 32, True, "rtn")
     values = matrix.reshape(32, 4, 32)
-    scales, zeros = block_weights._extremes(values, scheme)
+    scales, zeros = block_weights.fitted_scales(values, scheme)
     best = np.full(scales.shape, np.inf, np.float32)
     for part in np.linspace(0.5, 1.2, 400, dtype=np.float32):
         tried = block_weights._squared_error(values, scales * part, zeros, scheme)

@@ -224,9 +224,11 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
 def test_verification_rejects_a_result_that_is_too_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from graphopt.numerics import quantize
+    from graphopt.numerics import integer_costs, quantize
 
     monkeypatch.setattr(quantize.Quantizer, "_back_off", lambda self, description: None)
+    (tmp_path / "cpuinfo").write_text("flags : avx512_vnni")
+    monkeypatch.setattr(integer_costs, "_CPU_INFO", tmp_path / "cpuinfo")
     with pytest.raises(VerificationError) as caught:
         graphopt.compile(
             saved(network(), tmp_path),
@@ -235,6 +237,7 @@ def test_verification_rejects_a_result_that_is_too_far(
             verify=graphopt.Tolerance(sqnr_db=90),
         )
     assert caught.value.code == "quantization-error"
+    assert "target 'cpu-vnni'" in (caught.value.hint or "")
 
 
 def test_the_bounds_of_an_absorbed_clip_leave_the_file(tmp_path: Path) -> None:
@@ -274,6 +277,47 @@ def test_the_child_never_gets_a_model_with_its_weights_inside(
     )
     assert {name for name, _ in seen} >= {"model.onnx", "float.onnx", "candidate.onnx"}
     assert max(size for _, size in seen) <= 1024
+
+
+@pytest.mark.parametrize("method", ["min-max", "percentile", "entropy", "mse"])
+def test_a_calibration_method_that_is_stated_is_the_one(method: str, tmp_path: Path) -> None:
+    given = samples()
+    result = graphopt.compile(
+        saved(network(), tmp_path),
+        precision="int8",
+        calibration_data=given,
+        calibration_method=method,
+    )
+    assert result.quantization is not None
+    assert result.quantization.method == method
+    tried = [what for what, _ in result.quantization.tried if "ranges by" in what]
+    assert tried[0] == f"everything, ranges by {method}"
+    assert all(f"ranges by {method}" in what for what in tried)
+
+
+def test_the_automatic_method_tries_several(tmp_path: Path) -> None:
+    result = graphopt.compile(
+        saved(network(), tmp_path), precision="int8", calibration_data=samples()
+    )
+    assert result.quantization is not None
+    assert [what for what, _ in result.quantization.tried][:3] == [
+        f"everything, ranges by {method}" for method in ("mse", "min-max", "percentile")
+    ]
+
+
+def test_calibration_methods_that_make_no_sense(tmp_path: Path) -> None:
+    path = saved(network(), tmp_path)
+    with pytest.raises(OptionError) as caught:
+        graphopt.compile(
+            path, precision="int8", calibration_data=samples(), calibration_method="entrpy"
+        )
+    assert caught.value.code == "calibration-method"
+    assert "auto, min-max, percentile, entropy, mse" in str(caught.value)
+    assert "entropy" in (caught.value.hint or "")
+    for precision in (None, "fp16", "int8-weights"):
+        with pytest.raises(OptionError) as caught:
+            graphopt.compile(path, precision=precision, calibration_method="mse")
+        assert caught.value.code == "calibration-unused"
 
 
 def test_progress_is_told_while_candidates_are_measured(tmp_path: Path) -> None:
