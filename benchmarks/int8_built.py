@@ -89,7 +89,7 @@ def decibels(base: Path, other: Path, feeds: list[Feed]) -> float:
         one = session(path)
         names = [output.name for output in one.get_outputs()]
         results.append([dict(zip(names, one.run(None, feed), strict=True)) for feed in feeds])
-    return worst(sqnr_db(*results))
+    return worst(sqnr_db(results[0], results[1]))
 
 
 def defects(path: Path) -> list[str]:

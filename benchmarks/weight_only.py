@@ -93,7 +93,7 @@ def assets() -> Path:
 
 def evaluator() -> ModuleType:
     """Return the assets' ``evaluate.py`` as a module."""
-    found: ModuleType = importlib.import_module("quantization").evaluator()
+    found: ModuleType = importlib.import_module("int8_trained").evaluator()
     return found
 
 

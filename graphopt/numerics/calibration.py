@@ -24,7 +24,7 @@ from graphopt.errors import OptionError
 from graphopt.ir.program import Program
 from graphopt.isolation import Worker
 from graphopt.numerics.feeds import Feed
-from graphopt.numerics.value_bytes import grouped, observed_together
+from graphopt.numerics.value_bytes import grouped, observed_together, values_bytes
 from graphopt.numerics.verify import user_feeds
 from graphopt.quantization.bodies import name_apart, observable_nodes
 from graphopt.quantization.description import Description
@@ -36,8 +36,12 @@ from graphopt.quantization.rules import channel_axis, is_gated, rule_of
 from graphopt.temporary import TemporaryFolder
 
 OBSERVED_BYTES = 256 << 20
-# Samples that are kept to measure the error of the result on.
+# Samples that are kept to measure the error of the result on: so many, and more of a small model,
+# up to some bytes of observed values in all. A few of them say little about a network with few
+# outputs, and each candidate is run on all.
 KEPT_SAMPLES = 8
+MOST_KEPT_SAMPLES = 64
+KEPT_VALUE_BYTES = 16 << 20
 KEPT_BYTES = 64 << 20
 # Of those that take the same branches of a model; and how many ways through it are told apart.
 LEAST_KEPT = 2
@@ -137,7 +141,7 @@ def calibrate(
                         taken[number].add(branches[name])
             for feed, numbers in zip(some, taken, strict=True):
                 result.samples += 1
-                keeper.take(frozenset(numbers), feed)
+                keeper.take(frozenset(numbers), feed, values_bytes(program, values, feed))
                 if progress is not None:
                     progress(result.samples, "calibrate")
     if not result.samples:
@@ -298,18 +302,26 @@ class _Way:
     """The samples that take the same branches.
 
     Attributes:
-        kept: Numbers and arrays of those that are kept.
+        kept: Number, arrays and bytes of observed values of those that are kept.
         seen: Number of samples so far.
         stride: Every how many-th of them is kept.
     """
 
-    kept: list[tuple[int, Feed]] = field(default_factory=list)
+    kept: list[tuple[int, Feed, int]] = field(default_factory=list)
     seen: int = 0
     stride: int = 1
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for _, feed in self.kept for array in feed.values())
+        return sum(array.nbytes for _, feed, _ in self.kept for array in feed.values())
+
+    def has_too_many(self, ways: int) -> bool:
+        """Return whether the part of one of ``ways`` is exceeded."""
+        count, observed = len(self.kept), sum(one for _, _, one in self.kept)
+        if count <= max(LEAST_KEPT, KEPT_SAMPLES // ways):
+            return False
+        most = max(LEAST_KEPT, MOST_KEPT_SAMPLES // ways)
+        return count > most or observed > KEPT_VALUE_BYTES // ways
 
     def thin(self) -> None:
         """Let go of every second sample."""
@@ -328,7 +340,7 @@ class _Keeper:
         self._ways: dict[frozenset[int], _Way] = {}
         self._samples = 0
 
-    def take(self, branches: frozenset[int], feed: Feed) -> None:
+    def take(self, branches: frozenset[int], feed: Feed, observed: int) -> None:
         """Take a sample on which ``branches`` were taken, and perhaps keep it."""
         if branches not in self._ways and len(self._ways) == MOST_WAYS:
             branches = next(iter(self._ways))
@@ -337,10 +349,11 @@ class _Keeper:
         way.seen += 1
         if (way.seen - 1) % way.stride:
             return
-        way.kept.append((number, {name: np.array(array) for name, array in feed.items()}))
+        arrays = {name: np.array(array) for name, array in feed.items()}
+        way.kept.append((number, arrays, observed))
         ways = list(self._ways.values())
         for one in ways:
-            while len(one.kept) > max(LEAST_KEPT, KEPT_SAMPLES // len(ways)):
+            while one.has_too_many(len(ways)):
                 one.thin()
         while sum(one.nbytes for one in ways) > KEPT_BYTES:
             several = [one for one in ways if len(one.kept) > 1]
@@ -351,5 +364,5 @@ class _Keeper:
     @property
     def kept(self) -> list[Feed]:
         """The samples that are kept, in the order in which they came."""
-        found = dict(pair for way in self._ways.values() for pair in way.kept)
+        found = {number: feed for way in self._ways.values() for number, feed, _ in way.kept}
         return [found[number] for number in sorted(found)]

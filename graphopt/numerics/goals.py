@@ -18,7 +18,6 @@ from graphopt.frontends.user_code import line_raising
 from graphopt.ir.program import Program
 from graphopt.isolation import Worker
 from graphopt.numerics.compare import Comparison, Metric, MetricChange, Tolerance
-from graphopt.numerics.sqnr import worst
 from graphopt.numerics.verify import Outputs, Reference, user_feeds
 from graphopt.temporary import TemporaryFolder
 
@@ -29,17 +28,18 @@ class Score:
 
     Attributes:
         decibels: Of each output.
+        lowest: Of the worst of them, less what it needs above the others.
         metric: What the user's function returned; None where decibels are the goal.
     """
 
     decibels: Mapping[str, float]
+    lowest: float
     metric: float | None = None
 
     @property
     def rank(self) -> tuple[float, float]:
         """The larger of two ranks is the better candidate."""
-        lowest = worst(self.decibels)
-        return (lowest if self.metric is None else self.metric), lowest
+        return (self.lowest if self.metric is None else self.metric), self.lowest
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Goal:
     def met(self, score: Score, margin_db: float = 0.0) -> bool:
         """Return whether ``score`` is enough, where decibels count with ``margin_db`` to spare."""
         if self.least is None or score.metric is None:
-            return worst(score.decibels) >= self.sqnr_db + margin_db
+            return score.lowest >= self.sqnr_db + margin_db
         return score.metric >= self.least
 
 

@@ -12,7 +12,7 @@ While the outputs are below the goal (decibels, or a metric of the user's), node
 float, see ``back_off.py``. The best candidate so far is always what is returned.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -37,8 +37,9 @@ from graphopt.numerics.candidates import Candidates, Outputs, emit_mapped, run_s
 from graphopt.numerics.compare import Comparison, MetricChange, Tolerance
 from graphopt.numerics.goals import Goal, Score, check_metric, measured, metric_change
 from graphopt.numerics.integer_costs import advice, costs_of
+from graphopt.numerics.parts import NO_PARTS, parts_of
 from graphopt.numerics.sqnr import DEFAULT_SQNR_DB, compare_by_sqnr, sqnr_db, worst
-from graphopt.numerics.value_bytes import working_bytes
+from graphopt.numerics.value_bytes import constant_bytes, weight_bytes, working_bytes
 from graphopt.passes.equalize_channels import EqualizeChannels
 from graphopt.passes.insert_qdq import InsertQdq
 from graphopt.passes.integer_interface import IntegerInterface
@@ -163,19 +164,6 @@ class _Chosen:
     equalizer: EqualizeChannels | None = None
 
 
-def _weight_bytes(model: ir.Model) -> int:
-    return sum(_bytes_of(value) for value in model.graph.initializers.values())
-
-
-def _bytes_of(value: ir.Value) -> int:
-    return 0 if value.const_value is None else value.const_value.nbytes
-
-
-def _weight_of(node: ir.Node) -> int:
-    """Return the bytes of the constants that ``node`` reads: a matrix, weights, or a table."""
-    return sum(_bytes_of(value) for value in node.inputs[:3] if value is not None)
-
-
 def _products(program: Program) -> frozenset[str]:
     return frozenset(n.name or "" for n in nodes_of(program.model) if is_onnx(n, "Gemm", "MatMul"))
 
@@ -248,6 +236,7 @@ class Quantizer:
             wanted_db=self.goal.sqnr_db,
         )
         self._best: Score | None = None
+        self.parts = NO_PARTS
         self._has_recurrent = any(is_onnx(n, *RECURRENT) for n in nodes_of(program.model))
         self._large: frozenset[str] = frozenset()
         self._products = _products(program) if _reads_blocks(target) else frozenset()
@@ -277,10 +266,13 @@ class Quantizer:
         self.kept = calibration.kept
         self.report.samples = calibration.samples
         with self._candidates():
+            self.parts = parts_of(self.program, self.kept, self.candidates.worker)
             chosen = self._best_method(calibration)
             self._measure_original()
-            met = worst(chosen.decibels) >= self.goal.sqnr_db and self.tolerance.metric is None
-            if not met or _weight_bytes(self.program.model) <= ALWAYS_EQUALIZED_BYTES:
+            met = (
+                self._worst(chosen.decibels) >= self.goal.sqnr_db and self.tolerance.metric is None
+            )
+            if not met or weight_bytes(self.program.model) <= ALWAYS_EQUALIZED_BYTES:
                 chosen = self._equalized(calibration, chosen)
         self._chosen = chosen
         self.report.method = chosen.description.method
@@ -297,7 +289,7 @@ class Quantizer:
         self.program.model.meta[META_KEY] = description
         with self._candidates():
             if self.tolerance.metric is None:
-                self._keep(Score(self._chosen.decibels), frozenset())
+                self._keep(self._score(self._chosen.decibels), frozenset())
             else:
                 self.try_out(description, frozenset(), "everything")
             self._back_off(description)
@@ -365,7 +357,7 @@ class Quantizer:
             description = calibration.describe(method, self.plan.activation)
             what = f"everything, ranges by {method}"
             found.append(_Chosen(description, self._decibels(description, what)))
-        return max(found, key=lambda one: worst(one.decibels))
+        return max(found, key=lambda one: self._worst(one.decibels))
 
     def _equalized(self, calibration: Calibration, best: _Chosen) -> _Chosen:
         """Return the best way to even out channels, or ``best`` where none gains enough."""
@@ -379,8 +371,8 @@ class Quantizer:
                 if bool(equalizer.insert) is inserts
                 for one in self._tried_after(equalizer, calibration)
             ]
-            first = max(found, key=lambda one: worst(one.decibels), default=best)
-            if worst(first.decibels) >= worst(best.decibels) + LEAST_GAIN_DB:
+            first = max(found, key=lambda one: self._worst(one.decibels), default=best)
+            if self._worst(first.decibels) >= self._worst(best.decibels) + LEAST_GAIN_DB:
                 best = first
         return best
 
@@ -408,16 +400,25 @@ class Quantizer:
     ) -> dict[str, float]:
         """Return the decibels of everything in integers."""
         outputs = self._outputs(description, frozenset(), equalizer)
-        decibels = sqnr_db(self.candidates.expected, outputs)
-        self._tell(what, worst(decibels))
+        decibels = self._sqnr(outputs)
+        self._tell(what, self._worst(decibels))
         return decibels
 
     def decibels_of(self, description: Description, keep_float: frozenset[str], what: str) -> float:
         """Return the decibels of the worst output with ``keep_float`` in float."""
         outputs = self._outputs(description, keep_float)
-        value = worst(sqnr_db(self.candidates.expected, outputs))
+        value = self._worst(self._sqnr(outputs))
         self._tell(what, value)
         return value
+
+    def _sqnr(self, outputs: Sequence[Outputs]) -> dict[str, float]:
+        return sqnr_db(self.candidates.expected, outputs, self.parts)
+
+    def _worst(self, decibels: Mapping[str, float]) -> float:
+        return worst(decibels, self.parts)
+
+    def _score(self, decibels: Mapping[str, float], metric: float | None = None) -> Score:
+        return Score(decibels, self._worst(decibels), metric)
 
     def _tell(self, what: str, decibels: float) -> None:
         self.report.tried.append((what, decibels))
@@ -433,13 +434,13 @@ class Quantizer:
     ) -> bool:
         """Return whether the goal is met with ``keep_float`` in float; remember the best."""
         outputs = self._outputs(description, keep_float)
-        decibels = sqnr_db(self.candidates.expected, outputs)
+        decibels = self._sqnr(outputs)
         value = None
         if self.tolerance.metric is not None:
             value = self._metric()
             what = f"{what}: metric {value:.6g}"
-        self._tell(what, worst(decibels))
-        score = Score(decibels, value)
+        self._tell(what, self._worst(decibels))
+        score = self._score(decibels, value)
         if self._best is None or score.rank > self._best.rank:
             self._keep(score, keep_float)
         return self.goal.met(score, margin_db)
@@ -495,7 +496,7 @@ class Quantizer:
         """Return the convolutions whose weights, widened in a run, would be most of its memory."""
         working = working_bytes(self.program, self.kept[0])
         convolutions = [node for node in working if is_onnx(node, "Conv")]
-        weights = {node.name or "": (_weight_of(node), working[node]) for node in convolutions}
+        weights = {node.name or "": (constant_bytes(node), working[node]) for node in convolutions}
         return too_large_to_widen(weights, max(working.values(), default=0))
 
     def _groups(self, description: Description) -> list[Group]:
@@ -514,7 +515,7 @@ class Quantizer:
             Group(
                 tuple(placed[node] for node in some),
                 max(working.get(node, 0) for node in some),
-                sum(_weight_of(node) for node in some),
+                sum(constant_bytes(node) for node in some),
             )
             for some in (nodes[i : i + size] for i in range(0, len(nodes), size))
         ]
@@ -534,7 +535,7 @@ class Quantizer:
             node.name or "": reason for node, reason in placement.reasons.items()
         }
         outputs = self._outputs(description, keep_float)
-        self.report.sqnr_db = sqnr_db(self.candidates.expected, outputs)
+        self.report.sqnr_db = self._sqnr(outputs)
         if self.report.metric is not None:
             self.report.metric = replace(self.report.metric, after=self._metric())
         self.report.layers = self.candidates.layers(placement)
@@ -561,7 +562,7 @@ class Quantizer:
                 self.report.metric = change
         comparison = Comparison(
             metric=change,
-            outputs=compare_by_sqnr(expected, found, self.tolerance),
+            outputs=compare_by_sqnr(expected, found, self.tolerance, self.parts),
             samples=len(self.kept),
             inputs="calibration",
             tolerance=self.tolerance,

@@ -52,14 +52,12 @@ def observed_together(
         values: What is observed of each sample.
         feeds: The samples.
     """
-    constants = (value.const_value for value in program.graph.initializers.values())
-    weights = sum(0 if tensor is None else tensor.nbytes for tensor in constants)
+    weights = weight_bytes(program.model)
     some: list[Feed] = []
     held = 0
     for feed in feeds:
-        sizes = _sizes(program, feed)
         needed = sum(array.nbytes for array in feed.values())
-        needed += sum(_bytes_of(value, sizes) for value in values)
+        needed += values_bytes(program, values, feed)
         if some and (weights < HEAVY_BYTES or held + needed > _TOGETHER_BYTES):
             yield some
             some, held = [], 0
@@ -67,6 +65,12 @@ def observed_together(
         held += needed
     if some:
         yield some
+
+
+def values_bytes(program: Program, values: Iterable[ir.Value], feed: Feed) -> int:
+    """Return the bytes of ``values`` on a sample; those of unknown size count as nothing."""
+    sizes = _sizes(program, feed)
+    return sum(_bytes_of(value, sizes) for value in values)
 
 
 def _sizes(program: Program, feed: Feed) -> dict[str, int]:
@@ -110,3 +114,17 @@ def working_bytes(program: Program, feed: Feed) -> dict[ir.Node, int]:
         values.update(dict.fromkeys(node.outputs))
         held[node] = sum(_bytes_of(v, sizes) for v in values if constant_of(v) is None)
     return held
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Return the bytes of the weights of the main graph."""
+    return sum(_stored(value) for value in model.graph.initializers.values())
+
+
+def constant_bytes(node: ir.Node) -> int:
+    """Return the bytes of the constants that ``node`` reads: a matrix, weights, or a table."""
+    return sum(_stored(value) for value in node.inputs[:3] if value is not None)
+
+
+def _stored(value: ir.Value) -> int:
+    return 0 if value.const_value is None else value.const_value.nbytes

@@ -9,6 +9,7 @@ import pytest
 from graphopt.errors import OptionError, UnsupportedError
 from graphopt.ir.program import Program
 from graphopt.ir.shapes import infer_shapes
+from graphopt.numerics import calibration
 from graphopt.numerics.calibration import calibrate, samples_of
 from graphopt.quantization.ranges import Scheme
 from graphopt.quantization.rules import DEFAULT_OPERATORS
@@ -62,7 +63,14 @@ def test_a_byte_cap_observes_the_same_in_several_runs() -> None:
         assert (histogram.low, histogram.high) == (other.low, other.high)
 
 
-def test_nothing_grows_with_the_number_of_samples() -> None:
+@pytest.mark.parametrize(
+    ("most_bytes", "kept"),
+    [(0, [1, 9, 17, 25, 33]), (1 << 20, list(range(1, 41))), (3000, list(range(1, 41, 4)))],
+)
+def test_nothing_grows_with_the_number_of_samples(
+    most_bytes: int, kept: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "KEPT_VALUE_BYTES", most_bytes)
     part = batches()[0]
 
     def many() -> Iterator[tuple[np.ndarray]]:
@@ -72,7 +80,7 @@ def test_nothing_grows_with_the_number_of_samples() -> None:
     found = calibrate(program(), many(), OPERATORS)
     assert found.samples == 40
     # Spread over all samples, not the first ones.
-    assert [float(kept["x"].flat[0] / part.flat[0]) for kept in found.kept] == [1, 9, 17, 25, 33]
+    assert [round(float(one["x"].flat[0] / part.flat[0])) for one in found.kept] == kept
     assert all(len(h.counts) <= 2048 for h in found.histograms.values())
     assert found.histograms["x"].elements == 40 * part.size
 

@@ -14,6 +14,7 @@ import pytest
 import graphopt
 from graphopt.frontends.onnx_loader import load_onnx
 from graphopt.ir.shapes import infer_shapes
+from graphopt.numerics import calibration
 from graphopt.numerics.calibration import calibrate
 from graphopt.numerics.sqnr import sqnr_db
 from graphopt.quantization.bodies import name_apart, observable_nodes, scopes_of
@@ -207,7 +208,11 @@ def test_what_a_branch_computes_is_observed_only_where_it_is_taken(tmp_path: Pat
     assert description.means["f"].shape == (4,)
 
 
-def test_samples_of_each_way_through_the_branches_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("most", "least_kept", "most_kept"), [(8, 4, 8), (64, 17, 34)])
+def test_samples_of_each_way_through_the_branches_are_kept(
+    most: int, least_kept: int, most_kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "MOST_KEPT_SAMPLES", most)
     program = load_onnx(network(tmp_path))
     infer_shapes(program)
     many = list(samples("deep", 61))
@@ -217,7 +222,7 @@ def test_samples_of_each_way_through_the_branches_are_kept(tmp_path: Path) -> No
     places = [next(i for i, f in enumerate(feeds) if np.array_equal(f["x"], k["x"])) for k in kept]
     assert places == sorted(places)
     assert {7, 51} < set(places)
-    assert 4 <= len(kept) <= 8
+    assert least_kept <= len(kept) <= most_kept
 
 
 def test_values_of_siblings_get_names_of_their_own() -> None:

@@ -13,7 +13,7 @@ import graphopt
 from graphopt.errors import OptionError
 from graphopt.ir.program import Program
 from graphopt.ir.shapes import infer_shapes
-from graphopt.numerics import quantize
+from graphopt.numerics import calibration, quantize
 from graphopt.numerics.calibration import calibrate, recalibrate
 from graphopt.passes.equalize_channels import EqualizeChannels
 from graphopt.pipeline.base import PassResult
@@ -153,7 +153,10 @@ def test_large_weights_are_scaled_when_they_are_read() -> None:
     assert kinds["q"] is ir.Tensor
 
 
-def test_extremes_of_channels_do_not_need_the_samples_again() -> None:
+def test_extremes_of_channels_do_not_need_the_samples_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calibration, "MOST_KEPT_SAMPLES", 8)
     model = encoder()
     before = calibrate(program_of(model), feeds_of(model, 64), OPERATORS)
     assert len(before.kept) == 8
