@@ -23,6 +23,7 @@ def tensor(name: str, array: np.ndarray) -> Any:
 def network(opset: int = 13) -> onnx.ModelProto:
     """Return a residual network: two convolutions, a sum, a pool and a linear layer."""
     node = onnx.helper.make_node
+    rng = np.random.default_rng(0)
     nodes = [
         node("Conv", ["x", "w1", "b1"], ["c1"], name="conv1", pads=[1, 1, 1, 1]),
         node("Relu", ["c1"], ["r1"], name="relu1"),
@@ -41,11 +42,11 @@ def network(opset: int = 13) -> onnx.ModelProto:
         [info("x", 1, shape)],  # type: ignore[arg-type]  # the stub is narrower than onnx
         [info("y", 1, ["batch", 5])],
         [
-            tensor("w1", RNG.standard_normal((16, 3, 3, 3)) / 5),
-            tensor("b1", RNG.standard_normal(16) / 5),
-            tensor("w2", RNG.standard_normal((16, 16, 3, 3)) / 12),
-            tensor("w3", RNG.standard_normal((16, 5)) / 4),
-            tensor("b3", RNG.standard_normal(5)),
+            tensor("w1", rng.standard_normal((16, 3, 3, 3)) / 5),
+            tensor("b1", rng.standard_normal(16) / 5),
+            tensor("w2", rng.standard_normal((16, 16, 3, 3)) / 12),
+            tensor("w3", rng.standard_normal((16, 5)) / 4),
+            tensor("b3", rng.standard_normal(5)),
         ],
     )
     opsets = [onnx.helper.make_opsetid("", opset)]
@@ -53,8 +54,9 @@ def network(opset: int = 13) -> onnx.ModelProto:
 
 
 def samples(count: int = 12) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(1)
     return [
-        {"x": RNG.standard_normal((1 + i % 2, 3, 8, 8)).astype(np.float32)} for i in range(count)
+        {"x": rng.standard_normal((1 + i % 2, 3, 8, 8)).astype(np.float32)} for i in range(count)
     ]
 
 
