@@ -1,5 +1,6 @@
 """Weights in blocks: exact integers, error bounds, and the operators that read them."""
 
+import importlib.util
 import tracemalloc
 from typing import Any
 
@@ -9,7 +10,7 @@ import onnxruntime as ort
 import pytest
 
 from graphopt.errors import InvalidModelError, OptionError
-from graphopt.quantization import block_weights
+from graphopt.quantization import block_weights, scale_search
 from graphopt.quantization.block_weights import (
     METHODS,
     BlockScheme,
@@ -226,8 +227,23 @@ def test_schemes_that_do_not_exist_are_refused(wrong: dict[str, Any]) -> None:
     assert caught.value.code == "weight-scheme"
 
 
+needs_numba = pytest.mark.skipif(
+    importlib.util.find_spec("numba") is None, reason="numba is not installed"
+)
+
+
 @pytest.mark.parametrize("by_column", [False, True])
-def test_memory_is_that_of_the_result(by_column: bool) -> None:
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_numba)])
+def test_memory_is_that_of_the_result(
+    by_column: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops = scale_search._Compiled()
+    loops._present, loops._needed = compiled, 0
+    monkeypatch.setattr(scale_search, "_COMPILED", loops)
+    monkeypatch.setattr(scale_search, "_COMPILING_PAYS", 0)
+    # What numba itself takes is not that of a matrix.
+    quantize_matrix(np.zeros((64, 64), np.float32), BlockScheme(4, 32), by_column=by_column)
+    assert bool(loops._loops) is compiled
     matrix = np.zeros((4096, 2048), np.float32)
     tracemalloc.start()
     try:
