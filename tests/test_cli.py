@@ -367,10 +367,12 @@ def test_progress_says_what_is_tried_in_half_precision(tmp_path: Path, columns: 
 
 
 # Compiles, and waits in the middle of a task of the isolated child, whose number it prints.
+# What is started in the background ignores Ctrl-C, unless it says otherwise.
 WAITING = """
-import sys, time
+import signal, sys, time
 from graphopt import isolation
 from graphopt.cli.entry import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def wait(self, request, deadline):
     print(self.process.pid, flush=True)
     time.sleep(600)

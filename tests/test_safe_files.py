@@ -350,11 +350,14 @@ def test_no_descriptors_leak(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+# What is started in the background ignores Ctrl-C, unless it says otherwise.
 WRITER = textwrap.dedent(
     """
+    import signal
     import sys
     from pathlib import Path
     from graphopt.safe_files import OutputTransaction
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder, size = Path(sys.argv[1]), int(sys.argv[2])
     print("ready", flush=True)
     for round in range(1, 10**6):
