@@ -4,6 +4,7 @@ In: a program, its plan, samples. Out: the traced module, its calls in the order
 plan beside it in the archive as ``graphopt_plan.json`` and the names of inputs and outputs as
 ``graphopt_signature.json`` (read both with ``_extra_files``). Weights are written as they are.
 
+The file follows its inputs: ``torch.jit.load(path, map_location="cuda")`` gives a module for CUDA.
 TorchScript is deprecated by torch (2.11 and later) but works; ``.pt2`` is its successor. A fresh
 process writes the same bytes for the same program, sample and installation. A process that has
 traced before does not: torch numbers the classes that it traced, and the archive holds that number
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphopt.backends.torch_branches import BranchRecorder, Seen
+from graphopt.backends.torch_device import CPU, device_of_target
+from graphopt.backends.torch_follow import follow_inputs
 from graphopt.backends.torch_lowering import lower_to_torch
 from graphopt.backends.torch_ops import control
 from graphopt.backends.torch_ops.small import tensor_of
@@ -58,7 +61,8 @@ def emit_torchscript(
         program: The model.
         path: The file.
         feeds: Samples, of which the first that torch runs is traced.
-        plan: Written into the archive, with the peak that a call is predicted to take at its sizes.
+        plan: Written into the archive, with the peak that a call is predicted to take at its sizes;
+            for a target that is a GPU, there and on the CPU.
         check: Called with a function that runs the file as read back; when it raises, nothing is
             written.
         inputs: Files that must not be touched.
@@ -75,6 +79,10 @@ def emit_torchscript(
     if plan is not None:
         prediction = torchscript_prediction(traced, program, plan.model.bindings)
         plan = plan.with_prediction("torchscript", prediction)
+        device = device_of_target(plan.target)
+        if device != CPU:
+            there = torchscript_prediction(traced, program, plan.model.bindings, device)
+            plan = plan.with_prediction("torch-cuda", there)
         extra[PLAN_FILE] = plan.model_dump_json(indent=1)
     with OutputTransaction(inputs=inputs) as transaction:
         pending = transaction.path_for(path)
@@ -106,7 +114,7 @@ def trace(module: fx.GraphModule, samples: Sequence[tuple[Tensor, ...]]) -> Any:
     with torch.no_grad(), torch_quiet():
         try:
             _script_branches(module, samples)
-            return _JIT.trace(module, samples[0], check_trace=False)
+            return _traced(module, samples[0])
         except GraphoptError:
             raise
         except Exception as error:
@@ -143,7 +151,7 @@ def _scripted(node: fx.Node, bodies: list[Any], entered: tuple[list[Any], list[A
     branches: list[Any] = []
     code: list[str] = []
     count = len((*entered[0], *entered[1])[0])
-    names = ", ".join(f"a{i}" for i in range(count)) or "torch.zeros([1])"
+    names = ", ".join(f"a{i}" for i in range(count)) or "torch.zeros([1], device=condition.device)"
     for body, own, others in ((bodies[0], *entered), (bodies[1], *reversed(entered))):
         try:
             branches.append(_traced_body(body, own or others))
@@ -172,8 +180,14 @@ def _traced_body(body: fx.GraphModule, samples: list[tuple[Tensor, ...]]) -> Any
     # torch traces no function of nothing: a body without operands gets one it does not read.
     _script_branches(body, samples)
     if samples[0]:
-        return _JIT.trace(body, samples[0], check_trace=False)
-    return _JIT.trace(_Alone(body), (torch.zeros([1]),), check_trace=False)
+        return _traced(body, samples[0])
+    return _traced(_Alone(body), (torch.zeros([1]),))
+
+
+def _traced(module: nn.Module, sample: tuple[Any, ...]) -> Any:
+    traced = _JIT.trace(module, sample, check_trace=False)
+    follow_inputs(traced.graph)
+    return traced
 
 
 class _Branches(nn.Module):

@@ -19,6 +19,8 @@ from graphopt.memory.problem import Item, Placement, Problem
 from graphopt.memory.verify_placement import verify_placement
 
 ALIGNMENT = 64
+CUDA_ALIGNMENT = 256
+"""What ``cudaMalloc`` aligns to at least; kernels read more bytes at once from such places."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,10 @@ def plan_arena(tape: Tape) -> ArenaPlan:
 def _place(
     tape: Tape, dtype: torch.dtype, roots: list[int], lifetimes: dict[int, tuple[int, int]]
 ) -> Arena:
+    alignment = ALIGNMENT if tape.device.type == "cpu" else CUDA_ALIGNMENT
     problem = Problem(
         tuple(
-            Item(f"s{root}", *lifetimes[root], max(tape.storages[root].nbytes, 1), ALIGNMENT)
+            Item(f"s{root}", *lifetimes[root], max(tape.storages[root].nbytes, 1), alignment)
             for root in roots
         )
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from graphopt.backends.torch_arena import Arena, ArenaPlan
 from graphopt.backends.torch_tape import Call, Place
@@ -77,7 +78,7 @@ def _weight_name(number: int) -> str:
 def _arenas(plan: ArenaPlan) -> Any:
     """Return the module that holds the arenas; a file keeps their sizes only."""
     holder = _holder("Arenas")
-    device = device_of(plan)
+    device = plan.tape.device
     holder.register_buffer("device_mark", torch.zeros([1], dtype=torch.uint8, device=device))
     made = []
     for arena in plan.arenas:
@@ -111,14 +112,6 @@ def _arena_name(dtype: torch.dtype) -> str:
     return str(dtype).replace("torch.", "arena_")
 
 
-def device_of(plan: ArenaPlan) -> torch.device:
-    """Return the device that the plan was made on."""
-    tensors = (s.data for s in plan.tape.storages if s.data is not None and s.kind == "weight")
-    return max(
-        (t.device for t in tensors), key=lambda d: d.type != "cpu", default=torch.device("cpu")
-    )
-
-
 def _function(name: str, arguments: str, returns: str, lines: Sequence[str]) -> str:
     arrow = f" -> {returns}" if returns else ""
     comma = ", " if arguments else ""
@@ -149,6 +142,7 @@ class _Code:
             for arena in plan.arenas
         }
         self._keeps = _bytes_of_views(plan) <= MOST_KEPT_BYTES
+        self._device = f"{self._prefix}where"  # a name of the code
 
     def checked(self) -> str:
         """Return the method that refuses tensors of other sizes or types."""
@@ -165,6 +159,9 @@ class _Code:
 
     def steps(self) -> str:
         """Return the method that runs the calls."""
+        given = tree_leaves([(call.args, call.kwargs) for call in self._tape.calls])
+        if any(isinstance(value, torch.device) for value in given):
+            self._lines.append(f"{self._device} = self.arenas.device_mark.device")
         for arena in self._plan.arenas:
             name = _arena_name(arena.dtype)
             self._lines.append(f"{self._prefix}{name} = self.arenas.{name}")
@@ -221,9 +218,9 @@ class _Code:
     def forward(self) -> str:
         """Return the method that makes the results."""
         outputs = self._tape.outputs
-        lines = ["where = self.arenas.device_mark.device", "outputs: List[Tensor] = []"]
+        lines = [f"{self._device} = self.arenas.device_mark.device", "outputs: List[Tensor] = []"]
         for place in outputs:
-            made = f"torch.empty({_ints(place.size)}, dtype={place.dtype}, device=where)"
+            made = f"torch.empty({_ints(place.size)}, dtype={place.dtype}, device={self._device})"
             lines.append(f"outputs.append({made})")
         lines += self._prepared()
         results = "".join(f"outputs[{i}], " for i in range(len(outputs)))
@@ -317,13 +314,15 @@ class _Code:
             return self._operand(value)
         if isinstance(value, (list, tuple)):
             text = f"[{', '.join(self._literal(item, kind) for item in value)}]"
-            if value and None not in value:
+            listed = _list_type(kind)
+            # TorchScript takes no list of tensors for one of optional tensors.
+            if value and None not in value and not listed.startswith("List[Optional"):
                 return text
-            return f"torch.jit.annotate({_list_type(kind)}, {text})"
+            return f"torch.jit.annotate({listed}, {text})"
         if isinstance(value, float) and not math.isfinite(value):
             return f"float('{value}')"
         if isinstance(value, torch.device):
-            return f"torch.device('{value}')"
+            return self._device
         return repr(value)
 
 

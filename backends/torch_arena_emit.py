@@ -24,9 +24,16 @@ from torch import Tensor, fx
 
 from graphopt.backends.emit_torchscript import PLAN_FILE, SIGNATURE_FILE
 from graphopt.backends.torch_arena import ArenaPlan, is_row_major, plan_arena
-from graphopt.backends.torch_arena_code import device_of, script_of
+from graphopt.backends.torch_arena_code import script_of
+from graphopt.backends.torch_counts import SMALL_BYTES
+from graphopt.backends.torch_device import (
+    CPU,
+    device_of_target,
+    name_of,
+    require_device,
+    working_on,
+)
 from graphopt.backends.torch_lowering import lower_to_torch
-from graphopt.backends.torch_out_probe import SMALL_BYTES
 from graphopt.backends.torch_tape import Tape, record
 from graphopt.backends.torch_trace import (
     Check,
@@ -60,7 +67,8 @@ class ArenaReport:
 
     Attributes:
         torch: Version of torch that was probed.
-        device: Where it was probed.
+        device: Where it was probed: "cpu" or "cuda".
+        device_name: The chip.
         arena_bytes: Bytes of all arenas.
         lower_bound_bytes: Proven least bytes for this order and these tensors.
         arenas: Bytes by data type.
@@ -73,6 +81,7 @@ class ArenaReport:
 
     torch: str
     device: str
+    device_name: str
     arena_bytes: int
     lower_bound_bytes: int
     arenas: dict[str, int]
@@ -113,23 +122,31 @@ def emit_torch_arena(
 ) -> tuple[list[Path], ArenaReport]:
     """Write ``program`` as TorchScript with an arena; return the files written, and the figures.
 
+    The arena is planned on the device of the target of ``plan``, by trying operators there, and the
+    file is for this device.
+
     Args:
         program: The model.
         path: The file.
         feeds: Samples of the sizes to plan for.
-        plan: Written into the archive.
+        plan: Says the target, without one the CPU; written into the archive.
         check: Called with a function that runs the file as read back; when it raises, nothing is
             written.
         inputs: Files that must not be touched.
 
     Raises:
-        UnsupportedError: an operator has no torch form, or its result depends on more than sizes.
+        UnsupportedError: the target is a GPU and torch sees none, an operator has no torch form, or
+            its result depends on more than sizes.
         OutputError: nothing could be written; what was there before is still there.
     """
-    module = lower_to_torch(program)
+    device = CPU if plan is None else device_of_target(plan.target)
+    require_device(device, f"an arena for target '{'' if plan is None else plan.target['name']}'")
+    module: Any = lower_to_torch(program).to(device)
     names = signature(module)
     with torch_quiet():
-        planned = plan_arena(_recorded(module, running(module, feeds)[0]))
+        with working_on(device):
+            tape = _recorded(module, running(module, feeds, device)[0], device)
+        planned = plan_arena(tape)
         report = _report(planned, names["outputs"])
         try:
             made = script_of(planned, _argument_names(module))
@@ -145,19 +162,20 @@ def emit_torch_arena(
             del made, module
             if check is not None:
                 jit: Any = torch.jit
-                check(runner(jit.load(str(pending)), names["inputs"], names["outputs"]))
+                loaded = jit.load(str(pending))
+                check(runner(loaded, names["inputs"], names["outputs"], device))
     return [path], report
 
 
-def _recorded(module: fx.GraphModule, sample: tuple[Tensor, ...]) -> Tape:
+def _recorded(module: fx.GraphModule, sample: tuple[Tensor, ...], device: torch.device) -> Tape:
     """Return the tape that takes fewest bytes besides: as it is, or with pixels side by side.
 
     oneDNN convolves tensors whose channels lie innermost without copies of input and output, and
     writes where it is told to. What follows a convolution takes its layout over.
     """
-    tape = record(module, sample)
+    tape = record(module, sample, device)
     if _turn_recurrent(module, tape):
-        tape = record(module, sample)
+        tape = record(module, sample, device)
     kernels = _kernels(tape)
     if not kernels or not tape.loose_bytes:
         return tape
@@ -167,7 +185,7 @@ def _recorded(module: fx.GraphModule, sample: tuple[Tensor, ...]) -> Tape:
         swapped = torch.empty_like(data, memory_format=torch.channels_last)
         module.get_parameter(name).data = swapped.copy_(data)
     try:
-        other = record(module, sample)
+        other = record(module, sample, device)
     except RuntimeError:
         # A view of the model does not exist in this layout.
         other = tape
@@ -235,7 +253,8 @@ def _report(plan: ArenaPlan, outputs: Sequence[str]) -> ArenaReport:
     ]
     return ArenaReport(
         torch=torch.__version__,
-        device=str(device_of(plan)),
+        device=tape.device.type,
+        device_name=name_of(tape.device),
         arena_bytes=plan.arena_bytes,
         lower_bound_bytes=plan.lower_bound_bytes,
         arenas={

@@ -5,10 +5,6 @@ they are given. Out: how many bytes each form takes besides. What always holds: 
 called true after it ran on tensors of exactly these sizes, strides, types and device, left the same
 values as the operator, and torch's allocators saw no request of 4096 bytes or more meanwhile.
 Nothing is known beforehand: an ``out=`` overload that computes elsewhere and copies shows its copy.
-
-The allocators are watched by the profiler that came before kineto: it reports every request of the
-allocators of CPU and CUDA, costs a tenth of a millisecond and prints nothing. What oneDNN or MKL
-keep for themselves does not pass torch's allocators; the benchmark counts that apart.
 """
 
 import math
@@ -19,16 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SMALL_BYTES = 4096
-"""Requests below are metadata and scalars: no arena is worth them."""
+from graphopt.backends.torch_counts import requested_bytes
+from graphopt.backends.torch_device import CPU
+
 MOST_ERROR = 2e-6
 """Accepted difference of a form in float32 or float64, as a part of the largest result."""
 
 # Writes the result of an operator into ``outs``: form(outs, args, kwargs).
 Form = Callable[[Sequence[Tensor], tuple[Any, ...], dict[str, Any]], None]
-
-_PROFILER: Any = torch._C._profiler
-_AUTOGRAD: Any = torch.autograd
 
 
 @dataclass(frozen=True)
@@ -50,43 +44,24 @@ class Probe:
         return self.error <= MOST_ERROR
 
 
-def requested_bytes(run: Callable[[], object]) -> list[int]:
-    """Return the requests of ``SMALL_BYTES`` or more that ``run`` makes of torch's allocators."""
-    config = _PROFILER.ProfilerConfig(
-        _PROFILER.ProfilerState.CPU,
-        False,  # shapes
-        True,  # memory
-        False,  # stack
-        False,  # operations
-        False,  # modules
-        _PROFILER._ExperimentalConfig(),
-    )
-    _AUTOGRAD._enable_profiler_legacy(config)
-    try:
-        run()
-    finally:
-        threads = _AUTOGRAD._disable_profiler_legacy()
-    found = []
-    for events in threads:
-        for event in events:
-            if event.kind() == "memory_alloc":
-                size = event.cpu_memory_usage() + event.cuda_memory_usage()
-                if size >= SMALL_BYTES:
-                    found.append(int(size))
-    return found
-
-
 def probe_form(
-    form: Form, expected: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    form: Form,
+    expected: Sequence[Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    device: torch.device = CPU,
 ) -> Probe | None:
-    """Try ``form`` on tensors like ``expected``; None when torch refuses the call."""
+    """Try ``form`` on tensors like ``expected``; None when torch refuses the call.
+
+    ``device`` is that of the tensors, whose allocator is watched.
+    """
     outs = [poisoned(tensor) for tensor in expected]
     places = [_place(out) for out in outs]
     try:
         form(outs, args, kwargs)  # the first call may fill caches
         for out, tensor in zip(outs, expected, strict=True):
             _poison(out, tensor)
-        requests = requested_bytes(lambda: form(outs, args, kwargs))
+        requests = requested_bytes(lambda: form(outs, args, kwargs), device)
     except (RuntimeError, TypeError, ValueError, IndexError):
         return None
     if places != [_place(out) for out in outs]:

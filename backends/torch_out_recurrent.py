@@ -40,14 +40,14 @@ def lstm_layer(
         raise ValueError("not one direction of one layer of an LSTM")
     if steps > MOST_STEPS:
         raise ValueError(f"{steps} steps")
-    gates = torch.empty([steps, batch, 4 * size], dtype=x.dtype)
+    gates = torch.empty([steps, batch, 4 * size], dtype=x.dtype, device=x.device)
     rows = gates.view(steps * batch, 4 * size)
     torch.mm(x.reshape(steps * batch, features), inner.t(), out=rows)
     if has_biases:
         rows.add_(first_bias)
         rows.add_(second_bias)
-    y = torch.empty([steps, batch, size], dtype=x.dtype)
-    cell = torch.empty([batch, size], dtype=x.dtype)
+    y = torch.empty([steps, batch, size], dtype=x.dtype, device=x.device)
+    cell = torch.empty([batch, size], dtype=x.dtype, device=x.device)
     last, kept = hidden.view(batch, size), memory.view(batch, size)
     for step in reversed(range(steps)) if reverse else range(steps):
         now = gates[step]

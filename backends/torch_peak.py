@@ -2,8 +2,9 @@
 
 In: a module as it was traced, and types and sizes of its inputs. Out: a ``CallPeak``. The graph is
 walked in its order, which is the order of the plan: each distinct operator runs once, alone, on
-made-up tensors (``torch_scratch``), which says where its results lie and what it holds besides.
-From that alone lifetimes follow: TorchScript frees a value after the last operator that takes it.
+made-up tensors of the device (``torch_scratch``), which says where its results lie and what it
+holds besides. From that alone lifetimes follow: TorchScript frees a value after the last operator
+that takes it.
 Numbers and sizes are computed; no more than one operator's tensors exist at a time.
 
 Where values of the inputs choose between two blocks, the graph is walked once for each choice and
@@ -16,6 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphopt.backends.torch_counts import block_bytes
+from graphopt.backends.torch_device import CPU, name_of, require_device
+from graphopt.backends.torch_follow import overload_of
 from graphopt.backends.torch_ops.dtypes import BYTE_TYPES, TORCH_TYPES
 from graphopt.backends.torch_scratch import Outcome, Storages, places_in, run_operator
 from graphopt.backends.torch_tape import Place
@@ -30,6 +34,11 @@ _MOST_WALKS = 32
 _COUNTED = (
     "requests of torch's allocators in one call after two to warm up, results included; not inputs "
     "and weights, nor what MKL, oneDNN and the C library keep for themselves"
+)
+_COUNTED_ON_CUDA = (
+    "blocks of torch's CUDA allocator in one call after some to warm up, without TorchScript's "
+    "fuser, results included: torch.cuda.max_memory_allocated less torch.cuda.memory_allocated "
+    "before the call; not inputs and weights"
 )
 _UNKNOWN = object()  # a condition that depends on values of the inputs
 
@@ -58,13 +67,17 @@ def inputs_at(program: Program, bindings: Mapping[str, int]) -> Inputs:
     return found
 
 
-def predict_call_peak(module: Any, inputs: Inputs) -> CallPeak:
+def predict_call_peak(module: Any, inputs: Inputs, device: torch.device = CPU) -> CallPeak:
     """Return the peak of one call of a TorchScript module that has been called before.
 
+    The module follows its inputs (``follow_inputs``); its weights may lie on another device.
+
     Raises:
-        UnsupportedError: an operator does not run alone (``torch-probe-refused``), or what runs
-            depends on values of the inputs (``torch-values-decide``).
+        UnsupportedError: there is no such device (``cuda-missing``), an operator does not run alone
+            (``torch-probe-refused``), or what runs depends on values of the inputs
+            (``torch-values-decide``).
     """
+    require_device(device, "a prediction for CUDA")
     graph = module.inlined_graph
     names = [value.debugName() for value in graph.inputs()]
     largest: CallPeak | None = None
@@ -72,7 +85,7 @@ def predict_call_peak(module: Any, inputs: Inputs) -> CallPeak:
     for _ in range(_MOST_WALKS):
         if not pending:
             break
-        walk = _Walk(pending.pop())
+        walk = _Walk(pending.pop(), device)
         walk.values[names[0]] = module
         for name, (dtype, size) in zip(names[1:], inputs, strict=True):
             walk.values[name] = walk.input(dtype, size)
@@ -83,7 +96,8 @@ def predict_call_peak(module: Any, inputs: Inputs) -> CallPeak:
             continue
         pending.extend(walk.others())
         results = places_in([walk.values[value.debugName()] for value in graph.outputs()])
-        peak = call_peak(walk.steps, walk.made, {place.storage for place in results})
+        kept = {place.storage for place in results}
+        peak = call_peak(walk.steps, walk.made, kept, block_bytes=block_bytes(device))
         if largest is None or peak.peak_bytes > largest.peak_bytes:
             largest = peak
     if pending or largest is None:
@@ -93,16 +107,19 @@ def predict_call_peak(module: Any, inputs: Inputs) -> CallPeak:
 
 
 def torchscript_prediction(
-    module: Any, program: Program, bindings: Mapping[str, int]
+    module: Any, program: Program, bindings: Mapping[str, int], device: torch.device = CPU
 ) -> CallPrediction:
     """Return what one call of ``module``, traced from ``program``, holds at most at these sizes.
 
-    Where it cannot be told, the prediction says why.
+    Where it cannot be told, the prediction says why: for a GPU, also that there is none here.
     """
+    on_cpu = device.type == "cpu"
+    version, counted = str(torch.__version__), _COUNTED if on_cpu else _COUNTED_ON_CUDA
+    options = {"threads": torch.get_num_threads()} if on_cpu else {"block": block_bytes(device)}
     figures: dict[str, Any]
     try:
         with torch_quiet():
-            peak = predict_call_peak(module, inputs_at(program, bindings))
+            peak = predict_call_peak(module, inputs_at(program, bindings), device)
     except UnsupportedError as refusal:
         figures = {"reason": refusal.message}
     else:
@@ -115,12 +132,8 @@ def torchscript_prediction(
             "value": peak.name,
             "owners": peak.owners,
         }
-    return CallPrediction(
-        version=str(torch.__version__),
-        options={"threads": torch.get_num_threads()},
-        counted=_COUNTED,
-        **figures,
-    )
+        version += "" if on_cpu else f", {name_of(device)}"
+    return CallPrediction(version=version, options=options, counted=counted, **figures)
 
 
 class _RaisingError(Exception):
@@ -138,12 +151,12 @@ def _decided(what: str) -> UnsupportedError:
 class _Walk:
     """Runs the nodes of a graph, each on its own; tensors are places."""
 
-    def __init__(self, choices: tuple[bool, ...]) -> None:
+    def __init__(self, choices: tuple[bool, ...], device: torch.device) -> None:
         self._choices = choices
         self._taken: list[bool] = []
         self.values: dict[str, Any] = {}
         self.steps: list[CallStep] = []
-        self.storages = Storages()
+        self.storages = Storages(device)
         self._made: dict[int, CallStorage] = {}
 
     def others(self) -> list[tuple[bool, ...]]:
@@ -172,6 +185,8 @@ class _Walk:
                 raise _RaisingError
             elif kind == "prim::Uninitialized":
                 self._bind(node, [None])
+            elif kind == "prim::device":
+                self._bind(node, [self.storages.device])
             elif node.schema() != "(no schema)":
                 self._call(node)
             else:
@@ -222,7 +237,8 @@ class _Walk:
             outcome = Outcome(_UNKNOWN, (), 0)
         name = _name(node)
         for number in outcome.makes:
-            size = self.storages.nbytes[number]
+            # What an operator leaves on the CPU is not in the figures of another device.
+            size = 0 if self.storages.on_host[number] else self.storages.nbytes[number]
             self._made[number] = CallStorage(name, node.kind(), size)
         reads = tuple(dict.fromkeys(place.storage for place in places_in(args)))
         if reads or outcome.most_bytes:
@@ -251,14 +267,11 @@ def _name(node: Any) -> str:
 
 
 def _overload(node: Any) -> Any:
-    """Return the operator of a node; its schema starts with ``namespace::name.overload``."""
-    namespace, _, rest = node.schema().partition("(")[0].partition("::")
-    name, _, overload = rest.partition(".")
-    try:
-        return getattr(getattr(getattr(torch.ops, namespace), name), overload or "default")
-    except AttributeError as error:
+    found = overload_of(node)
+    if found is None:
         raise UnsupportedError(
             "torch-probe-refused",
             f"{node.kind()} at value '{_name(node)}' is no operator that runs alone",
             hint="this is about the prediction only; the file is not concerned",
-        ) from error
+        )
+    return found

@@ -3,16 +3,18 @@
 In: an overload, arguments in which a ``Place`` stands for a tensor, and the storages that these
 lie in. Out: where its results lie and the bytes that it held at most, results included. What
 always holds: the operator ran here, on tensors of exactly these sizes, strides and types, lying in
-each other as said; nothing about any operator is written down. Tensors whose values are not known
+each other as said, on the device that the figures are for; nothing about any operator is written
+down. Tensors whose values are not known
 hold 0.5, 0 or False, so what an operator holds must not depend on values: an operator that reads
 such values into a number or a size is an error.
 
-Counted is what passes torch's allocators: tensors, buffers of native kernels (columns of a
-convolution), tensors, reorders and scratchpads of oneDNN, which takes them from torch. Not counted
-is what MKL and oneDNN keep for themselves, and what the C library rounds up.
+Counted is what passes torch's allocator of that device: tensors, buffers of native kernels (columns
+of a convolution), tensors, reorders and scratchpads of oneDNN, which takes them from torch, and
+workspaces of cuDNN. Not counted is what MKL and oneDNN keep for themselves, and what the C library
+rounds up.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,14 +22,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
+from graphopt.backends.torch_counts import most_held
+from graphopt.backends.torch_device import CPU, identity_of
 from graphopt.backends.torch_tape import Place
 from graphopt.errors import UnsupportedError
 
 KNOWN_BYTES = 4096
 """Values of tensors up to this size are computed where they depend on no input."""
 
-_PROFILER: Any = torch._C._profiler
-_AUTOGRAD: Any = torch.autograd
 _REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError)
 
 
@@ -36,26 +38,36 @@ class Storages:
     """Pieces of memory by number: their bytes, and their content where it is known.
 
     Attributes:
+        device: Where the tensors of the call are.
         nbytes: Sizes.
         data: A tensor whose storage holds the content; None where that depends on inputs.
+        on_host: Whether it lies on the CPU, where ``device`` is another one.
     """
 
+    device: torch.device = CPU
     nbytes: list[int] = field(default_factory=list)
     data: list[Tensor | None] = field(default_factory=list)
+    on_host: list[bool] = field(default_factory=list)
     _numbers: dict[int, int] = field(default_factory=dict)
+    _moved: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def open(self, nbytes: int, data: Tensor | None = None) -> int:
+    def open(self, nbytes: int, data: Tensor | None = None, *, on_host: bool = False) -> int:
         """Return the number of one more storage."""
         self.nbytes.append(nbytes)
         self.data.append(data)
+        self.on_host.append(on_host)
         return len(self.nbytes) - 1
 
     def held(self, tensor: Tensor) -> Place:
-        """Return the place of a weight or a constant, whose storage is opened once."""
+        """Return the place of a weight or a constant on the device, opened once."""
+        if tensor.device.type != self.device.type:
+            whole = tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.size()
+            # What is kept keeps the address from being given away again.
+            moved = self._moved.setdefault(whole, (tensor, tensor.detach().to(self.device)))
+            tensor = moved[1]
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._numbers:
-            # What is kept in ``data`` keeps the address from being given away again.
             self._numbers[key] = self.open(storage.nbytes(), tensor.detach())
         return place_of(tensor, self._numbers[key])
 
@@ -85,6 +97,7 @@ class _Found:
 
     result: Any
     made_bytes: tuple[int, ...]
+    made_on_host: tuple[bool, ...]
     most_bytes: int
 
 
@@ -108,7 +121,7 @@ def run_operator(op: Any, args: tuple[Any, ...], storages: Storages) -> Outcome:
     tensors, bases = _made_up(args, order, storages)
     if not known:
         _refuse_values(op, tensors)
-    found, made = _run(op, tensors, bases, order)
+    found, made = _run(op, tensors, bases, storages.device)
     if known:
         small = all(nbytes <= KNOWN_BYTES for nbytes in found.made_bytes)
         return _placed(found, order, storages, made if small else ())
@@ -120,14 +133,14 @@ def run_operator(op: Any, args: tuple[Any, ...], storages: Storages) -> Outcome:
 
 
 def _run(
-    op: Any, tensors: tuple[Any, ...], bases: list[Tensor], order: list[int]
+    op: Any, tensors: tuple[Any, ...], bases: list[Tensor], device: torch.device
 ) -> tuple[_Found, tuple[Tensor, ...]]:
     args, kwargs = _by_name(op, tensors)
     results: list[Any] = []
     try:
         with torch.no_grad():
             op(*args, **kwargs)  # the first call may fill caches
-            most = most_held(lambda: results.append(op(*args, **kwargs)))
+            most = most_held(lambda: results.append(op(*args, **kwargs)), device)
     except _REFUSALS as error:
         raise UnsupportedError(
             "torch-probe-refused",
@@ -144,34 +157,14 @@ def _run(
         _require_strided(op, value)
         key = value.untyped_storage()._cdata
         if key not in numbers:
-            numbers[key] = len(order) + len(made)
+            numbers[key] = len(bases) + len(made)
             made.append(value)
         return place_of(value, numbers[key])
 
     result = tree_map(placed, results[0])
     sizes = tuple(tensor.untyped_storage().nbytes() for tensor in made)
-    return _Found(result, sizes, max(most, 0)), tuple(made)
-
-
-def most_held(run: Callable[[], object]) -> int:
-    """Return the most bytes of torch's allocators that ``run`` holds at one time."""
-    options = (False, True, False, False, False, _PROFILER._ExperimentalConfig())
-    config = _PROFILER.ProfilerConfig(_PROFILER.ProfilerState.CPU, *options)
-    _AUTOGRAD._enable_profiler_legacy(config)
-    try:
-        run()
-    finally:
-        threads = _AUTOGRAD._disable_profiler_legacy()
-    # Events have an order within a thread only: peaks of several threads are taken as one.
-    total = 0
-    for events in threads:
-        held = most = 0
-        for event in events:
-            if event.kind() == "memory_alloc":
-                held += event.cpu_memory_usage() + event.cuda_memory_usage()
-                most = max(most, held)
-        total += most
-    return int(total)
+    on_host = tuple(tensor.device.type != device.type for tensor in made)
+    return _Found(result, sizes, on_host, max(most, 0)), tuple(made)
 
 
 def places_in(tree: Any) -> list[Place]:
@@ -191,7 +184,10 @@ def _placed(
 ) -> Outcome:
     """Return ``found`` for these storages; ``contents`` is what was made, where that is known."""
     data: tuple[Tensor | None, ...] = contents or (None,) * len(found.made_bytes)
-    made = [storages.open(n, d) for n, d in zip(found.made_bytes, data, strict=True)]
+    made = [
+        storages.open(nbytes, content, on_host=on_host)
+        for nbytes, content, on_host in zip(found.made_bytes, data, found.made_on_host, strict=True)
+    ]
     numbers = (*order, *made)
 
     def renumbered(value: Any) -> Any:
@@ -210,7 +206,9 @@ def _made_up(
         data = storages.data[number]
         if data is None:
             count = storages.nbytes[number] // kinds[number].itemsize
-            data = torch.empty(count, dtype=kinds[number]).fill_(_filling(kinds[number]))
+            device = CPU if storages.on_host[number] else storages.device
+            data = torch.empty(count, dtype=kinds[number], device=device)
+            data.fill_(_filling(kinds[number]))
         bases.append(data)
     index = {number: i for i, number in enumerate(order)}
 
@@ -218,7 +216,7 @@ def _made_up(
         if not isinstance(value, Place):
             return value
         storage = bases[index[value.storage]].untyped_storage()
-        made = torch.empty(0, dtype=value.dtype)
+        made = torch.empty(0, dtype=value.dtype, device=storage.device)
         return made.set_(storage, value.offset, value.size, value.stride)
 
     return tree_map(tensor_at, args), bases
@@ -271,9 +269,10 @@ def _key(op: Any, args: tuple[Any, ...], order: list[int], storages: Storages) -
         for x in items
     )
     contents = tuple(
-        (storages.nbytes[number], _integers(storages.data[number])) for number in order
+        (storages.nbytes[number], storages.on_host[number], _integers(storages.data[number]))
+        for number in order
     )
-    return op, str(spec), described, contents, torch.get_num_threads()
+    return op, str(spec), described, contents, identity_of(storages.device)
 
 
 def _integers(data: Tensor | None) -> Any:
@@ -281,8 +280,9 @@ def _integers(data: Tensor | None) -> Any:
         return None
     if data.untyped_storage().nbytes() > KNOWN_BYTES:
         return None
-    content: Any = data.untyped_storage()  # without annotations
-    return tuple(content.tolist())
+    storage = data.untyped_storage()
+    content = torch.empty(0, dtype=torch.uint8, device=data.device)
+    return tuple(content.set_(storage, 0, (storage.nbytes(),), (1,)).tolist())
 
 
 def _require_strided(op: Any, tensor: Tensor) -> None:

@@ -12,6 +12,7 @@ bytes besides its result; if every form takes some, what torch itself opens the 
 left returns tensors of its own: its storages are of kind ``heap``, and the call keeps their bytes.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,16 +24,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from graphopt.backends.torch_counts import SMALL_BYTES, requested_bytes
+from graphopt.backends.torch_device import CPU, identity_of
 from graphopt.backends.torch_lowering import NamingInterpreter
 from graphopt.backends.torch_out_forms import forms_of, opening_of
 from graphopt.backends.torch_out_probe import (
-    SMALL_BYTES,
     Form,
     difference,
     overwritable,
     poisoned,
     probe_form,
-    requested_bytes,
 )
 from graphopt.backends.torch_trace import signature
 from graphopt.errors import UnsupportedError
@@ -132,12 +133,14 @@ class Tape:
         calls: In order.
         inputs: Places of the inputs, by position.
         outputs: Places of the outputs, by position.
+        device: Where it was recorded.
     """
 
     storages: list[Storage] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     inputs: list[Place] = field(default_factory=list)
     outputs: list[Place] = field(default_factory=list)
+    device: torch.device = CPU
 
     @property
     def loose_bytes(self) -> int:
@@ -145,13 +148,18 @@ class Tape:
         return sum(call.bytes for call in self.calls)
 
 
-def record(module: fx.GraphModule, sample: Sequence[Tensor]) -> Tape:
+def record(module: fx.GraphModule, sample: Sequence[Tensor], device: torch.device = CPU) -> Tape:
     """Run ``module`` on ``sample`` and return what it does.
+
+    Args:
+        module: A lowered module, on ``device``.
+        sample: Inputs on ``device``.
+        device: Where new tensors are made, too (``working_on``).
 
     Raises:
         UnsupportedError: what is computed depends on more than the sizes (``arena-values-decide``).
     """
-    recorder = _Recorder()
+    recorder = _Recorder(device)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         recorder.open(tensor, "weight", name)
     for name, tensor in zip(signature(module)["inputs"], sample, strict=True):
@@ -214,9 +222,10 @@ class _NotOpenedError(Exception):
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no annotations
     """Takes every operator that torch is about to run."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.tape = Tape()
+        self.tape = Tape(device=device)
+        self._identity = identity_of(device)
         self.node = ""
         self._numbers: dict[int, int] = {}
         self._alive: list[Any] = []
@@ -231,8 +240,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
             self.place(tensor)
         if self._depth and func.namespace not in ("aten", "mkldnn"):
             raise _NotOpenedError(str(func))
-        depends = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-        if any(tag in func.tags for tag in depends) and self.varies((args, kwargs)):
+        if _depends_on_values(func, args) and self.varies((args, kwargs)):
             raise self.decides(str(func))
         if torch.Tag.inplace_view in func.tags or not func._schema.is_mutable:
             return self._compute(func, args, kwargs)
@@ -321,7 +329,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
     def _choice(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], expected: list[Tensor]
     ) -> _Choice:
-        key = _signature(func, args, kwargs)
+        key = (self._identity, *_signature(func, args, kwargs))
         if key not in _CHOICES:
             _CHOICES[key] = self._choose(func, args, kwargs, expected)
         return _CHOICES[key]
@@ -329,9 +337,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
     def _choose(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], expected: list[Tensor]
     ) -> _Choice:
-        best = _Choice(sum(requested_bytes(lambda: func(*args, **kwargs))))
+        best = _Choice(sum(requested_bytes(lambda: func(*args, **kwargs), self.tape.device)))
         for form in forms_of(func):
-            probe = probe_form(form, expected, args, kwargs)
+            probe = probe_form(form, expected, args, kwargs, self.tape.device)
             if probe is None or not probe.agrees:
                 continue
             if best.form is None or probe.bytes < best.bytes:
@@ -435,7 +443,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
             storage.data = None
             storage.varies = storage.varies or self.varies((args, kwargs))
         results: list[Any] = []
-        taken = sum(requested_bytes(lambda: results.append(func(*args, **kwargs))))
+        run = functools.partial(func, *args, **kwargs)
+        taken = sum(requested_bytes(lambda: results.append(run()), self.tape.device))
         made = [t for t in _tensors(results) if t.untyped_storage()._cdata not in self._numbers]
         if made:
             raise self._kind_refused(f"what {func} returns besides the tensor that it writes")
@@ -469,9 +478,18 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
             number = args[index]
             if str(argument.type) == "Tensor" and not isinstance(number, Tensor) and others:
                 kind = torch.result_type(others[0], number)
-                made = torch.tensor(number, dtype=kind)
+                made = torch.tensor(number, dtype=kind, device=self.tape.device)
                 result[index] = self._constants.setdefault((kind, repr(number)), made)
         return tuple(result)
+
+
+def _depends_on_values(func: Any, args: tuple[Any, ...]) -> bool:
+    """Return whether a size or a number that ``func`` gives depends on values of its arguments."""
+    if func is torch.ops.aten.index.Tensor:
+        # The tag is there for masks; places that are picked by number are as many as there are.
+        return any(x.dtype in (torch.bool, torch.uint8) for x in _tensors(args[1]))
+    depends = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+    return any(tag in func.tags for tag in depends)
 
 
 def lies_alike(one: Tensor, other: Tensor) -> bool:
@@ -504,4 +522,4 @@ def _signature(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         (tuple(x.shape), x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else repr(x)
         for x in items
     )
-    return func, str(spec), described, torch.get_num_threads()
+    return func, str(spec), described

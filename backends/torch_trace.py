@@ -15,6 +15,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
+from graphopt.backends.torch_device import CPU, exact_float32, working_on
 from graphopt.backends.torch_lowering import NamingInterpreter, torch_tensor
 from graphopt.backends.torch_ops.dtypes import NUMBERS
 from graphopt.errors import UnsupportedError
@@ -58,8 +59,10 @@ def signature(module: Any) -> dict[str, tuple[str, ...]]:
     return {"inputs": module.graphopt_inputs, "outputs": module.graphopt_outputs}
 
 
-def running(module: fx.GraphModule, feeds: Sequence[Feed]) -> list[tuple[Tensor, ...]]:
-    """Return the samples that the module accepts, at least one.
+def running(
+    module: fx.GraphModule, feeds: Sequence[Feed], device: torch.device = CPU
+) -> list[tuple[Tensor, ...]]:
+    """Return the samples that the module accepts, at least one, on the device of the module.
 
     Raises:
         UnsupportedError: an operator has no torch form for this model, or no sample runs.
@@ -68,9 +71,9 @@ def running(module: fx.GraphModule, feeds: Sequence[Feed]) -> list[tuple[Tensor,
     refusal: Exception | None = None
     samples = []
     for feed in feeds:
-        sample = tensors_of(feed, names)
+        sample = tuple(tensor.to(device) for tensor in tensors_of(feed, names))
         try:
-            with torch.no_grad(), torch_quiet():
+            with torch.no_grad(), torch_quiet(), working_on(device):
                 NamingInterpreter(module).run(*sample)
         except UnsupportedError:
             raise
@@ -88,12 +91,19 @@ def running(module: fx.GraphModule, feeds: Sequence[Feed]) -> list[tuple[Tensor,
     )
 
 
-def runner(called: Callable[..., Any], inputs: Sequence[str], outputs: Sequence[str]) -> Run:
-    """Return a function that runs a reloaded module on a feed."""
+def runner(
+    called: Callable[..., Any],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    device: torch.device = CPU,
+) -> Run:
+    """Return a function that runs a reloaded module, which is on ``device``, on a feed."""
 
     def run(feed: Feed) -> Outputs:
-        with torch.no_grad(), torch_quiet():
-            found = called(*tensors_of(feed, inputs))
+        given = [tensor.to(device) for tensor in tensors_of(feed, inputs)]
+        exact = contextlib.nullcontext() if device.type == "cpu" else exact_float32()
+        with torch.no_grad(), torch_quiet(), exact:
+            found = called(*given)
         values = found if isinstance(found, (tuple, list)) else (found,)
         return {name: array_of(value) for name, value in zip(outputs, values, strict=True)}
 

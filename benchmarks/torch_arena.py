@@ -98,7 +98,7 @@ def measure(name: str, runs: int, folder: Path) -> None:
     import torch
 
     import graphopt
-    from graphopt.backends.torch_out_probe import requested_bytes
+    from graphopt.backends.torch_counts import requested_bytes
     from graphopt.backends.torch_trace import tensors_of
     from graphopt.numerics.feeds import make_feed
     from models import build

@@ -56,28 +56,28 @@ CODES_OF_PARTS: dict[str, str] = {
         "int4-weights, or a target that stores nf4."
     ),
     "cuda-allocator": (
-        "Bytes on a GPU are counted by torch's own CUDA allocator, and another one is in use. Leave "
-        "'backend' out of PYTORCH_CUDA_ALLOC_CONF."
+        "Bytes on a GPU are counted by torch's own CUDA allocator, and another one is in use. "
+        "Leave 'backend' out of PYTORCH_CUDA_ALLOC_CONF."
     ),
     "cuda-graph-inputs": (
-        "The tensors do not fit the module or the CUDA graph: another number, sizes, type or device. "
-        "Give contiguous tensors of the sizes of the plan, on the GPU of the module."
+        "The tensors do not fit the module or the CUDA graph: another number, sizes, type or "
+        "device. Give contiguous tensors of the sizes of the plan, on the GPU of the module."
     ),
     "cuda-graph-memory": (
         "While the CUDA graph was captured, operators took more memory beside the arena than was "
         "allowed, and a graph keeps it. Allow it with most_bytes, or call the module itself."
     ),
     "cuda-graph-module": (
-        "A CUDA graph replays fixed addresses at fixed sizes, which only a module with an arena has. "
-        "Save with arena=True, and load the file."
+        "A CUDA graph replays fixed addresses at fixed sizes, which only a module with an arena "
+        "has. Save with arena=True, and load the file."
     ),
     "cuda-graph-refused": (
         "CUDA cannot capture what the module does, for example because it waits for the GPU. Call "
         "the module without a graph."
     ),
     "cuda-missing": (
-        "The target is a GPU, and what was asked for is tried out on one, but torch sees none here. "
-        "Do it on a machine with CUDA, or compile for the CPU."
+        "The target is a GPU, and what was asked for is tried out on one, but torch sees none "
+        "here. Do it on a machine with CUDA, or compile for the CPU."
     ),
     "dynamic-shapes-invalid": (
         "`dynamic_shapes` is not what torch.export takes for these inputs. Write a dictionary "

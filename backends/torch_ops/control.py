@@ -1,8 +1,12 @@
 """If, Loop and Scan: bodies are modules that take the values they read from outside last.
 
 With numbers that are known when torch traces, a body is chosen or repeated there. A condition that
-depends on the inputs becomes ``torch.cond`` under ``torch.export``; for TorchScript the emitter
-replaces the node by a scripted module (``torch_control``).
+depends on the inputs becomes the operator ``cond`` under ``torch.export``; for TorchScript the
+emitter replaces the node by a scripted module (``torch_control``).
+
+Note [cond]: the operator, not the function ``torch.cond``. That one has dynamo capture the bodies
+first, which makes sizes of the weights symbolic once it sees two networks of the same form, and
+asks sizes of an inner ``If`` where nothing can be assumed about them.
 """
 
 from collections.abc import Callable
@@ -10,12 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import UncapturedHigherOrderOpError
 
 from graphopt.backends.torch_ops.small import (
     Small,
     is_tracing,
     numbers_of,
+    opposite,
+    require,
     shape_numbers,
     tensor_of,
 )
@@ -25,9 +30,28 @@ Body = Callable[..., tuple[Any, ...]]
 
 
 def if_(
-    condition: Any, then_body: Body, else_body: Body, *captures: Any, node: str = ""
+    condition: Any,
+    then_body: Body,
+    else_body: Body,
+    *captures: Any,
+    node: str = "",
+    assumed: bool | None = None,
 ) -> tuple[Any, ...]:
-    """Run one of two bodies; ``node`` names the ONNX node in errors."""
+    """Run one of two bodies.
+
+    Args:
+        condition: Which.
+        then_body: The first.
+        else_body: The second.
+        captures: What the bodies take.
+        node: Names the ONNX node in errors.
+        assumed: What the condition is taken to be where it depends on open sizes; the file checks
+            that when it runs. None: torch narrows the sizes to those of the sample.
+    """
+    if assumed is not None and _is_open(condition):
+        held = condition.items[0] if assumed else opposite(condition.items[0])
+        require(held, f"node '{node}': no sample took the branch that these sizes choose")
+        return _called(then_body if assumed else else_body, captures)
     picked = _known(condition)
     if picked is not None:
         return _called(then_body if picked else else_body, captures)
@@ -37,14 +61,15 @@ def if_(
         )
     operands = tuple(value for value in captures if isinstance(value, Tensor))
     first, second = _of_tensors(then_body, captures), _of_tensors(else_body, captures)
+    choose: Callable[..., tuple[Any, ...]] = torch.ops.higher_order.cond  # Note [cond]
     try:
-        return tuple(torch.cond(tensor_of(condition).reshape([]), first, second, operands))
-    except UncapturedHigherOrderOpError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return tuple(choose(tensor_of(condition).reshape([]), first, second, operands))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise UnsupportedError(
             "torch-branch-sizes",
             f"operator If of node '{node}': torch.export captures both branches at the same sizes, "
-            f"and one does not take them: {lines[min(1, len(lines) - 1)][:200]}",
+            f"and one does not take them: {reason[:200]}",
             hint="put fix-dimensions{sizes=[NAME=SIZE;NAME=SIZE]} before the passes, or save as "
             ".onnx or .ts",
             node=node,
@@ -70,6 +95,10 @@ def _known(condition: Any) -> bool | None:
     if is_tracing() or torch.compiler.is_compiling():
         return None
     return bool(numbers_of(condition)[0])
+
+
+def _is_open(condition: Any) -> bool:
+    return isinstance(condition, Small) and isinstance(condition.items[0], torch.SymBool)
 
 
 def _called(body: Body, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -27,6 +27,7 @@ from graphopt.backends.torch_ops.small import (
     maximum,
     minimum,
     numbers_of,
+    opposite,
     tensor_of,
     whole,
 )
@@ -126,8 +127,8 @@ def _neg(x: Any) -> Any:
 
 @op("Not", small=True)
 def _not(x: Any) -> Any:
-    if isinstance(x, Small) and all(isinstance(item, bool) for item in x.items):
-        return x.like([not item for item in x.items])
+    if isinstance(x, Small) and all(isinstance(item, (bool, torch.SymBool)) for item in x.items):
+        return x.like([opposite(item) for item in x.items])
     return torch.logical_not(tensor_of(x))
 
 
@@ -238,10 +239,8 @@ def _compare(a: Any, b: Any, numbers: Any, tensors: Callable[[Tensor, Tensor], T
     if isinstance(a, Small) and isinstance(b, Small):
         left, right, scalar = broadcast(a, b)
         items = [numbers(x, y) for x, y in zip(left, right, strict=True)]
-        if all(isinstance(item, (bool, Tensor)) for item in items):
-            return Small(tuple(items), torch.bool, scalar)
-        # A comparison of sizes holds for every size or for none, else torch guards it.
-        return Small(tuple(bool(item) for item in items), torch.bool, scalar)
+        # Of open sizes it is symbolic: who reads it as a number has torch narrow the sizes.
+        return Small(tuple(items), torch.bool, scalar)
     return tensors(to_computable(tensor_of(a)), to_computable(tensor_of(b)))
 
 
@@ -488,7 +487,8 @@ def _float(item: Number) -> Number:
 
 def _cast_numbers(x: Small, dtype: torch.dtype) -> Small:
     items: list[Number] = []
-    for item in x.items:
+    for given in x.items:
+        item = bool(given) if isinstance(given, torch.SymBool) else given
         if isinstance(item, Tensor):
             items.append(item.to(dtype))
         elif dtype is torch.bool:

@@ -15,6 +15,7 @@ from graphopt.backends.torch_ops.small import (
     numbers_of,
     plain_ints,
     product,
+    require,
     shape_numbers,
     tensor_of,
 )
@@ -83,9 +84,19 @@ def _squeeze(x: Any, axes: Any = None, *, attribute_axes: list[int] | None = Non
     if given is None:
         given = [axis for axis in range(x.dim()) if int(x.shape[axis]) == 1]
     for axis in sorted(given, reverse=True):
-        # Not squeeze, which keeps an axis that is not 1.
-        x = x.select(axis, 0) if x.shape[axis] == 1 else x.squeeze(axis)
+        x = _without(x, axis)
     return x
+
+
+def _without(x: Tensor, axis: int) -> Tensor:
+    """Return ``x`` without an axis of size 1."""
+    is_one = x.shape[axis] == 1
+    if isinstance(is_one, torch.SymBool):
+        require(is_one, f"an axis that is removed must be 1: axis {axis}")
+        # The strides of a part are sizes of the whole, which torch would compare with 1.
+        return x.select(axis, 0).clone(memory_format=torch.contiguous_format)
+    # Not squeeze, which keeps an axis that is not 1.
+    return x.select(axis, 0) if is_one else x.squeeze(axis)
 
 
 @op("Unsqueeze", small=True)

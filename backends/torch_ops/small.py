@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _SYMBOLIC: Any = torch  # these functions have no annotations
-Number = Any  # int, float, bool, torch.SymInt, torch.SymFloat, or a Tensor of rank 0
+Number = Any  # int, float, bool, the symbolic form of one of them, or a Tensor of rank 0
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def tensor_of(value: Any) -> Tensor:
     """Return ``value`` as a tensor."""
     if not isinstance(value, Small):
         return value  # type: ignore[no-any-return]  # a tensor, or a sequence of them
-    if value.is_plain:
+    if value.is_plain and not (value.items and torch.compiler.is_compiling()):
+        # A capture would keep the tensor, and a branch cannot be stored with one.
         return torch.tensor(value.items[0] if value.scalar else value.items, dtype=value.dtype)
     parts = [_rank_0(item, value.dtype) for item in value.items]
     return parts[0] if value.scalar else torch.stack(parts)
@@ -53,7 +54,8 @@ def tensor_of(value: Any) -> Tensor:
 def _rank_0(item: Number, dtype: torch.dtype) -> Tensor:
     if isinstance(item, Tensor):
         return item.to(dtype)
-    return torch.scalar_tensor(item, dtype=dtype)
+    number = bool(item) if isinstance(item, torch.SymBool) else item
+    return torch.scalar_tensor(number, dtype=dtype)
 
 
 def numbers_of(value: Any) -> list[Number]:
@@ -127,6 +129,17 @@ def minimum(a: Number, b: Number) -> Number:
 def is_tracing() -> bool:
     """Return whether ``torch.jit.trace`` runs."""
     return torch._C._get_tracing_state() is not None
+
+
+def opposite(condition: Number) -> Number:
+    """Return whether ``condition`` does not hold; symbolic when it is symbolic."""
+    return _SYMBOLIC.sym_not(condition) if isinstance(condition, torch.SymBool) else not condition
+
+
+def require(condition: torch.SymBool, text: str) -> None:
+    """Have the file check a condition on open sizes when it runs, without narrowing the sizes."""
+    held = _SYMBOLIC.sym_ite(condition, 1, 0)
+    torch._assert_async(torch.scalar_tensor(held, dtype=torch.bool), text)
 
 
 def whole(number: Number) -> Number:

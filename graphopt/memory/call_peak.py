@@ -4,11 +4,12 @@ In: steps in the order in which they run, the storages that each reads and makes
 holds at most while it runs, results included. Out: the step at which most is held, and by whom.
 Such a runtime counts references: what a step reads stays until the step is over, what nobody
 reads goes when its step is over, results of the call stay. Storages of the caller and weights are
-in no figure. The work is linear in steps and reads.
+in no figure. An allocator that gives out whole blocks is said by the bytes of a block. The work is
+linear in steps and reads.
 """
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphopt.memory.plan import PeakOwner
 
@@ -67,7 +68,11 @@ class CallPeak:
 
 
 def call_peak(
-    steps: Sequence[CallStep], storages: Sequence[CallStorage | None], results: Set[int]
+    steps: Sequence[CallStep],
+    storages: Sequence[CallStorage | None],
+    results: Set[int],
+    *,
+    block_bytes: int = 1,
 ) -> CallPeak:
     """Return the peak of a call.
 
@@ -75,7 +80,10 @@ def call_peak(
         steps: In the order in which they run.
         storages: By number; None for those of the caller and of the module.
         results: Storages that the call returns.
+        block_bytes: What the allocator rounds every request up to. What a step holds besides its
+            results counts as one request.
     """
+    steps, storages = _in_blocks(steps, storages, block_bytes)
     ends = _ends(steps, results)
     leaving: list[list[int]] = [[] for _ in steps]
     for storage, end in ends.items():
@@ -102,6 +110,28 @@ def call_peak(
         op=at.op,
         owners=_owners(steps, storages, ends, peak_step),
     )
+
+
+def _in_blocks(
+    steps: Sequence[CallStep], storages: Sequence[CallStorage | None], block_bytes: int
+) -> tuple[Sequence[CallStep], Sequence[CallStorage | None]]:
+    """Return both with sizes as the allocator gives them out."""
+    if block_bytes == 1:
+        return steps, storages
+    rounded = [
+        None if s is None else replace(s, size_bytes=_up(s.size_bytes, block_bytes))
+        for s in storages
+    ]
+    changed = []
+    for step in steps:
+        scratch = _up(_scratch(step, storages), block_bytes)
+        made = sum(_bytes(rounded, number) for number in step.makes)
+        changed.append(replace(step, most_bytes=made + scratch))
+    return changed, rounded
+
+
+def _up(size: int, block_bytes: int) -> int:
+    return -(-size // block_bytes) * block_bytes
 
 
 def _ends(steps: Sequence[CallStep], results: Set[int]) -> dict[int, int]:

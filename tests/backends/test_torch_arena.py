@@ -22,11 +22,8 @@ torch = pytest.importorskip("torch")
 from graphopt.backends import torch_out_forms  # noqa: E402 - torch may be missing
 from graphopt.backends.torch_arena import plan_arena  # noqa: E402
 from graphopt.backends.torch_arena_code import script_of  # noqa: E402
-from graphopt.backends.torch_out_probe import (  # noqa: E402
-    SMALL_BYTES,
-    probe_form,
-    requested_bytes,
-)
+from graphopt.backends.torch_counts import SMALL_BYTES, requested_bytes  # noqa: E402
+from graphopt.backends.torch_out_probe import probe_form  # noqa: E402
 from graphopt.backends.torch_tape import Call, Place, Storage, Tape  # noqa: E402
 from graphopt.backends.torch_trace import tensors_of  # noqa: E402
 from graphopt.numerics.feeds import make_feed  # noqa: E402

@@ -1,4 +1,4 @@
-"""Branches in .pt2 files: at fixed sizes one that cannot run refuses, open sizes are an error."""
+"""Branches in .pt2 files: one that cannot run refuses, at fixed sizes and at open ones."""
 
 from pathlib import Path
 from typing import Any
@@ -107,3 +107,99 @@ def test_sizes_of_a_branch_are_compared_as_they_are() -> None:
     exported = torch.export.export(Chooses(), (torch.ones(5), torch.tensor(True)), strict=False)
     found = exported.module()(torch.ones(5), torch.tensor(True))[0]
     assert found.tolist() == [110.0] * 5
+
+
+def framed() -> onnx.ModelProto:
+    """Return a network that wants one frame, of 4 samples or of 6 by an input, at any batch."""
+    scalar = {
+        name: onnx.numpy_helper.from_array(np.array(value, np.int64), name)
+        for name, value in (("four", 4), ("zero", 0), ("one", 1), ("two", 2), ("ones", [1]))
+    }
+    scalar["axis"] = onnx.numpy_helper.from_array(np.array([2], np.int64), "axis")
+    weights = onnx.numpy_helper.from_array(np.arange(3, dtype=np.float32)[None], "weights")
+    bodies = {}
+    for name, size in (("then_branch", 4), ("else_branch", 6)):
+        pool: dict[str, Any] = {"kernel_shape": [size], "strides": [size]}
+        inner = {
+            "then_branch": [helper.make_node("Squeeze", [f"p{size}", "axis"], [f"s{size}"])],
+            "else_branch": [helper.make_node("Identity", [f"p{size}"], [f"i{size}"])],
+        }
+        operators = [
+            helper.make_node("Unsqueeze", ["x", "ones"], [f"u{size}"]),
+            helper.make_node("AveragePool", [f"u{size}"], [f"p{size}"], **pool),
+            helper.make_node("Shape", [f"p{size}"], [f"shape{size}"]),
+            helper.make_node("Gather", [f"shape{size}", "two"], [f"count{size}"]),
+            helper.make_node("Equal", [f"count{size}", "one"], [f"single{size}"]),
+            helper.make_node(
+                "If",
+                [f"single{size}"],
+                [f"f{size}"],
+                name=f"frame{size}",
+                **{key: branch(f"{key}{size}", nodes) for key, nodes in inner.items()},
+            ),
+            helper.make_node("Gemm", [f"f{size}", "weights"], [f"y{size}"]),
+        ]
+        bodies[name] = branch(name, operators)
+    nodes = [
+        helper.make_node("Equal", ["rate", "four"], ["is_four"]),
+        helper.make_node("If", ["is_four"], ["y"], name="chosen", **bodies),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "size"]),
+        helper.make_tensor_value_info("rate", TensorProto.INT64, []),
+    ]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [*scalar.values(), weights])
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+
+
+def run_framed(module: Any, batch: int, size: int, rate: int) -> Any:
+    x = np.arange(batch * size, dtype=np.float32).reshape(batch, size)
+    with torch.no_grad():
+        found = module(torch.from_numpy(x), torch.tensor(rate))[0].numpy()
+    wanted = x[:, :rate].mean(axis=1, keepdims=True) * np.arange(3, dtype=np.float32)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_branches_at_open_sizes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "m.pt2"
+    emit_pt2(load_onnx(framed()), path, feeds=[feed(4), feed(6)])
+    assert said(caplog) == ["the .pt2 file takes sizes of 'size' from 6 on: one branch needs them"]
+    module = torch.export.load(str(path)).module()
+    for batch in (1, 2, 5):
+        for size, rate in ((6, 4), (7, 4), (6, 6), (8, 6), (11, 6)):
+            run_framed(module, batch, size, rate)
+    for size, rate in ((8, 4), (11, 4), (12, 6)):
+        with pytest.raises(RuntimeError, match=f"node 'frame{rate}': no sample took the branch"):
+            run_framed(module, 2, size, rate)
+    with pytest.raises(AssertionError, match="size\\(\\)\\[1\\] >= 6"):
+        run_framed(module, 2, 5, 4)
+
+
+def test_a_branch_that_no_sample_took_refuses(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "m.pt2"
+    emit_pt2(load_onnx(framed()), path, feeds=[feed(4)])
+    assert said(caplog) == [
+        "a branch of node 'chosen' refuses in the .pt2 file: no sample took it",
+        "the .pt2 file takes sizes of 'size' from 4 on: one branch needs them",
+    ]
+    module = torch.export.load(str(path)).module()
+    run_framed(module, 3, 7, 4)
+    with pytest.raises(RuntimeError, match="node 'chosen': no sample took this branch"):
+        run_framed(module, 3, 6, 6)
+
+
+def test_an_unsampled_branch_that_computes_stays(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt2"
+    sample: dict[str, Any] = {"x": np.ones((1, 7), np.float32), "rate": np.array(4)}
+    emit_pt2(load_onnx(framed()), path, feeds=[sample])
+    module = torch.export.load(str(path)).module()
+    run_framed(module, 3, 6, 4)
+    run_framed(module, 3, 11, 6)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the warnings of the backends."""
+    return [r.getMessage() for r in caplog.records if r.name.startswith("graphopt.backends")]

@@ -14,8 +14,8 @@ import graphopt
 torch = pytest.importorskip("torch")
 
 from graphopt.backends import torch_out_recurrent  # noqa: E402 - torch may be missing
+from graphopt.backends.torch_counts import requested_bytes  # noqa: E402
 from graphopt.backends.torch_lowering import lower_to_torch  # noqa: E402
-from graphopt.backends.torch_out_probe import requested_bytes  # noqa: E402
 from graphopt.frontends.onnx_loader import load_onnx  # noqa: E402
 
 pytestmark = pytest.mark.torch

@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from graphopt.backends import torch_scratch
+from graphopt.backends.torch_counts import most_held
 from graphopt.backends.torch_peak import predict_call_peak
 from graphopt.backends.torch_scratch import (
     Outcome,
     Storages,
-    most_held,
     run_operator,
 )
 from graphopt.backends.torch_tape import Place
@@ -108,8 +108,8 @@ def test_an_outcome_is_found_once_and_holds_for_other_storages(
 ) -> None:
     runs: list[int] = []
 
-    def counted(run: Callable[[], object]) -> int:
-        runs.append(most_held(run))
+    def counted(run: Callable[[], object], device: torch.device) -> int:
+        runs.append(most_held(run, device))
         return runs[-1]
 
     monkeypatch.setattr(torch_scratch, "most_held", counted)
@@ -206,8 +206,8 @@ def test_a_recurrent_layer_is_what_torch_holds() -> None:
 def test_equal_blocks_are_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
 
-    def counted(run: Callable[[], object]) -> int:
-        runs.append(most_held(run))
+    def counted(run: Callable[[], object], device: torch.device) -> int:
+        runs.append(most_held(run, device))
         return runs[-1]
 
     monkeypatch.setattr(torch_scratch, "most_held", counted)
