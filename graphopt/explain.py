@@ -12,7 +12,7 @@ from graphopt.units import format_bytes
 if TYPE_CHECKING:
     from graphopt.numerics.half import HalfReport
     from graphopt.numerics.hessians import WeightReport
-    from graphopt.numerics.quantize import Quantization
+    from graphopt.numerics.quantization_report import Quantization
 
 
 def explain_name(

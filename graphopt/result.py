@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from graphopt.numerics.half import HalfReport
     from graphopt.numerics.hessians import WeightReport
-    from graphopt.numerics.quantize import Quantization
+    from graphopt.numerics.quantization_report import Quantization
     from graphopt.report.html import ReportData
 
 _TORCH_SUFFIXES = (".ts", ".pt2")

@@ -14,7 +14,7 @@ float, see ``back_off.py``. The best candidate so far is always what is returned
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,11 @@ from graphopt.numerics.back_off import (
 )
 from graphopt.numerics.calibration import Calibration, calibrate, recalibrate
 from graphopt.numerics.candidates import Candidates, Outputs, emit_mapped, run_samples
-from graphopt.numerics.compare import Comparison, MetricChange, Tolerance
+from graphopt.numerics.compare import Comparison, Tolerance
 from graphopt.numerics.goals import Goal, Score, check_metric, measured, metric_change
 from graphopt.numerics.integer_costs import advice, costs_of
 from graphopt.numerics.parts import NO_PARTS, parts_of
+from graphopt.numerics.quantization_report import Quantization
 from graphopt.numerics.sqnr import DEFAULT_SQNR_DB, compare_by_sqnr, sqnr_db, worst
 from graphopt.numerics.value_bytes import constant_bytes, weight_bytes, working_bytes
 from graphopt.passes.equalize_channels import EqualizeChannels
@@ -52,7 +53,6 @@ from graphopt.quantization.description import META_KEY, Description, Plan, plan_
 from graphopt.quantization.equalization import FACTS_KEY, Divided
 from graphopt.quantization.full_integer import require_integer_forms
 from graphopt.quantization.interface import with_float_interface
-from graphopt.quantization.kernels import KernelReport
 from graphopt.quantization.placement import place
 from graphopt.quantization.rules import EVERYTHING
 from graphopt.targets.schema import Target
@@ -76,60 +76,6 @@ ALWAYS_EQUALIZED_BYTES = 64 << 20
 _NOT_PRODUCTS = ("Conv", "ConvTranspose", "Gather")
 
 Progress = Callable[[int, str], None]
-
-
-@dataclass
-class Quantization:
-    """What quantization did, as plain data.
-
-    Attributes:
-        activation: Type of quantized activations.
-        weight: Type of quantized weights.
-        method: Calibration method whose ranges were kept.
-        samples: Calibration samples seen.
-        sqnr_db: Decibels of each output, quantized against float, on kept calibration samples.
-        wanted_db: Decibels that were asked for.
-        tried: What was tried: (what, worst decibels).
-        returned: Nodes taken back to float for accuracy.
-        reasons: Why each other node that has a rule is float: name -> (code, detail).
-        kernels: What the runtime made of each node that was placed as integer.
-        layers: Decibels of the value that each integer node makes.
-        equalized: Option string of the pass that evened out channels, "" for none.
-        metric: What the user's metric is for the original and for the result; None without one.
-        costs: Decibels of the outputs with only these nodes in integers, the costliest first; where
-            the goal is not met and no node may return to float.
-    """
-
-    activation: str
-    weight: str
-    method: str = ""
-    samples: int = 0
-    sqnr_db: dict[str, float] = field(default_factory=dict)
-    wanted_db: float = DEFAULT_SQNR_DB
-    tried: list[tuple[str, float]] = field(default_factory=list)
-    returned: tuple[str, ...] = ()
-    reasons: dict[str, tuple[str, str]] = field(default_factory=dict)
-    kernels: KernelReport | None = None
-    layers: dict[str, float] = field(default_factory=dict)
-    equalized: str = ""
-    metric: MetricChange | None = None
-    costs: tuple[tuple[str, float], ...] = ()
-
-    @property
-    def worst_db(self) -> float:
-        """Decibels of the worst output."""
-        return worst(self.sqnr_db)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain data, for JSON and the report."""
-        plain = dict(vars(self))
-        plain["tried"] = [{"what": what, "sqnr_db": value} for what, value in self.tried]
-        plain["returned"] = list(self.returned)
-        plain["costs"] = [{"nodes": names, "sqnr_db": value} for names, value in self.costs]
-        plain["reasons"] = {k: {"reason": r, "detail": d} for k, (r, d) in self.reasons.items()}
-        plain["kernels"] = None if self.kernels is None else self.kernels.to_dict()
-        plain["metric"] = None if self.metric is None else self.metric.to_dict()
-        return plain
 
 
 def scheme_for(target: Target) -> Plan:
