@@ -4,11 +4,10 @@ Boxes in pixels and scores between 0 and 1 in one output, or a new row behind th
 cache: decibels of the whole say nothing about the smaller of them. So an output is followed back
 through operators that only move elements, or change each where it is, to what they join.
 
-One of them may lose a bit more than the whole, ``PART_DB``. What is carried to the next run, an
-output that a rewritten input is part of, may not, and is held to ``CARRIED_DB`` more than other
-outputs: ten later runs that read its noise add up to that. Both were set on trained networks
-(benchmarks/int8_trained.py). A detector whose worst value is at 20 dB loses 6 % of AP50, at 22 dB
-0.5 %; a decode step whose cache is at 28 dB 4 % of perplexity, at 38 dB 2 %.
+What is carried to the next run, an output that a rewritten input is part of, is held to
+``CARRIED_DB`` more than other outputs: ten later runs that read its noise add up to that. On a
+decode step with a key/value cache 28 dB cost 4 % of perplexity, 38 dB 2 % (int8_trained.py of the
+benchmarks).
 
 In: a float program and samples. Out: for each element of such an output the number of the value
 that it comes from. They are found by running the model with outputs that are joined not from the
@@ -29,7 +28,6 @@ from graphopt.isolation import Worker
 from graphopt.numerics.feeds import Feed
 from graphopt.temporary import TemporaryFolder
 
-PART_DB = 6.0
 CARRIED_DB = 10.0
 # Each element of the outputs is an element of input 0.
 _MOVERS = (
@@ -60,10 +58,6 @@ class Parts:
     def above(self, output: str) -> float:
         """Return how many decibels ``output`` needs above the others."""
         return CARRIED_DB if output in self.carried else 0.0
-
-    def below(self, output: str) -> float:
-        """Return how many decibels a value that ``output`` joins may be below the whole."""
-        return 0.0 if output in self.carried else PART_DB
 
 
 NO_PARTS = Parts()

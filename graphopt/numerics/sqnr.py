@@ -2,7 +2,7 @@
 
 ``10 * log10(sum of squares of the reference / sum of squares of the difference)`` over all elements
 and samples of one output. Every 6 dB are one bit; 28 dB are an error of 4 % of the output. An
-output that only joins values is hardly better than the worst of them, see ``parts.py``.
+output that only joins values is as good as the worst of them, see ``parts.py``.
 """
 
 import math
@@ -25,19 +25,14 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 @dataclass
 class _Energy:
-    """Sums of squares: of a whole output at index 0, then of each value that it joins.
-
-    ``below`` is how many decibels one of these may be below the whole.
-    """
+    """Sums of squares: of a whole output at index 0, then of each value that it joins."""
 
     signal: npt.NDArray[np.float64]
     noise: npt.NDArray[np.float64]
-    below: float
 
     def decibels(self) -> tuple[float, int]:
-        """Return the least decibels, those of joined values raised, and the index of the least."""
+        """Return the least decibels, and the index they are found at."""
         found = [_decibels(a, b) for a, b in zip(self.signal, self.noise, strict=True)]
-        found[1:] = [value + self.below for value in found[1:]]
         # What is zero on all samples has no signal that noise could be compared with.
         measured = [0, *np.flatnonzero(self.signal[1:] > 0) + 1]
         least = min(measured, key=lambda index: found[index])
@@ -58,8 +53,7 @@ def sqnr_db(
 ) -> dict[str, float]:
     """Return the decibels of every float output over all samples, by name.
 
-    Those of an output that joins values are the least of its own and of theirs, which may be
-    ``parts.PART_DB`` below.
+    Those of an output that joins values are the least of its own and of theirs.
     """
     energies = _energies(reference, found, parts)
     return {name: energy.decibels()[0] for name, energy in energies.items()}
@@ -74,9 +68,7 @@ def _energies(
             if expected.dtype.kind != "f":
                 continue
             count = 1 + len(parts.names.get(name, ()))
-            energy = energies.setdefault(
-                name, _Energy(np.zeros(count), np.zeros(count), parts.below(name))
-            )
+            energy = energies.setdefault(name, _Energy(np.zeros(count), np.zeros(count)))
             a = expected.astype(np.float64)
             b = got[name].astype(np.float64) if name in got else np.full(a.shape, np.inf)
             if a.shape != b.shape:
@@ -139,11 +131,10 @@ def compare_by_sqnr(
 
 def _reason(name: str, decibels: float, index: int, parts: Parts) -> str:
     """Return what is too low in an output; ``index`` is that of ``_Energy.decibels``."""
-    below, above = parts.below(name), parts.above(name)
+    above = parts.above(name)
     text = f"{decibels:.1f} dB"
     if index:
-        text = f"{decibels - below:.1f} dB in what it joins from '{parts.names[name][index - 1]}'"
-        text += f", which may have {below:g} dB less," if below else ""
+        text += f" in what it joins from '{parts.names[name][index - 1]}'"
     return f"{text} and needs {above:g} dB more since later runs read it" if above else text
 
 
