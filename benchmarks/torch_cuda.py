@@ -130,32 +130,6 @@ class Gauge:
         return {name: statistics.median(values) for name, values in taken.items()}
 
 
-def from_builder(name: str, target: str, arguments: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """Return the result of a builder at the sizes of its sample, a feed, and the sample."""
-    import graphopt
-    from graphopt.ir.program import dims_of
-    from graphopt.numerics.verify import user_feeds
-    from models import SMALL, build
-
-    stem, _, kind = name.partition(":")
-    sample = build(stem, **(SMALL[stem] if kind == "small" else arguments))
-    options: dict[str, Any] = {
-        "dynamic_shapes": sample.dynamic_shapes,
-        "target": target,
-        "verify": False,
-    }
-    result = graphopt.compile(sample.module, sample.example_inputs, **options)
-    (feed, *_) = user_feeds(result.program, sample.example_inputs)
-    sizes = {
-        str(dim): size
-        for value in result.program.graph.inputs
-        for dim, size in zip(dims_of(value) or (), feed[value.name or ""].shape, strict=True)
-        if not isinstance(dim, int)
-    }
-    options["bindings"] = {n: s for n, s in sizes.items() if n in result.program.bounds}
-    return graphopt.compile(sample.module, sample.example_inputs, **options), feed, sample
-
-
 def from_file(path: Path, target: str, dims: dict[str, int]) -> tuple[Any, Any, None]:
     """Return the result of a trained network, and a feed."""
     import graphopt
@@ -297,8 +271,7 @@ def row_of(name: str, options: argparse.Namespace, gauge: Gauge) -> Row:
 
     target = "cpu" if gauge.device.type == "cpu" else "gpu"
     if name.partition(":")[0] in REGISTRY:
-        arguments = neighbour("torch_peak").ARGUMENTS.get(name, {})
-        result, feed, sample = from_builder(name, target, arguments)
+        result, feed, sample = neighbour("torch_peak").from_builder(name, target)
     else:
         script = neighbour("trained_networks")
         path = script.assets() / "models" / f"{name}.onnx"

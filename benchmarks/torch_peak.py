@@ -117,8 +117,8 @@ def networks_script() -> ModuleType:
     return module
 
 
-def from_builder(name: str) -> tuple[Any, dict[str, Any]]:
-    """Return the result of a builder, compiled for the sizes of its sample, and the sample."""
+def from_builder(name: str, target: str = "cpu") -> tuple[Any, dict[str, Any], Any]:
+    """Return the result of a builder at the sizes of its sample, a feed, and the sample."""
     import graphopt
     from graphopt.ir.program import dims_of
     from graphopt.numerics.verify import user_feeds
@@ -126,7 +126,11 @@ def from_builder(name: str) -> tuple[Any, dict[str, Any]]:
 
     stem, _, kind = name.partition(":")
     sample = build(stem, **(SMALL[stem] if kind == "small" else ARGUMENTS.get(stem, {})))
-    options: dict[str, Any] = {"dynamic_shapes": sample.dynamic_shapes, "verify": False}
+    options: dict[str, Any] = {
+        "dynamic_shapes": sample.dynamic_shapes,
+        "target": target,
+        "verify": False,
+    }
     result = graphopt.compile(sample.module, sample.example_inputs, **options)
     (feed, *_) = user_feeds(result.program, sample.example_inputs)
     sizes = {
@@ -136,7 +140,7 @@ def from_builder(name: str) -> tuple[Any, dict[str, Any]]:
         if not isinstance(dim, int)
     }
     options["bindings"] = {n: s for n, s in sizes.items() if n in result.program.bounds}
-    return graphopt.compile(sample.module, sample.example_inputs, **options), dict(feed)
+    return graphopt.compile(sample.module, sample.example_inputs, **options), dict(feed), sample
 
 
 def from_file(path: Path, dims: dict[str, int]) -> tuple[Any, dict[str, Any]]:
@@ -178,7 +182,7 @@ def row(name: str, folder: Path, script: ModuleType) -> tuple[list[str], bool]:
     from models import REGISTRY
 
     if name.partition(":")[0] in REGISTRY:
-        result, feed = from_builder(name)
+        result, feed, _ = from_builder(name)
     else:
         path = script.assets() / "models" / f"{name}.onnx"
         result, feed = from_file(path, script.dims_for(path))

@@ -20,7 +20,7 @@ from graphopt.quantization.description import Description, Plan
 from graphopt.quantization.device_rules import device_rule, fixed_params
 from graphopt.quantization.placed import Placement
 from graphopt.quantization.rule import Rule
-from graphopt.quantization.rules import clamp_bounds, unsupported_form
+from graphopt.quantization.rules import clamp_bounds, saturates, unsupported_form
 from graphopt.quantization.shared_scales import Range, SharedScales
 
 _CLAMPS = ("Clip", "Relu")
@@ -215,22 +215,11 @@ class _Everything:
                 or fixed_params(before, self.plan.activation) is not None
                 or source.is_graph_output()
                 or len(source.uses()) != 1
-                or not self._saturates(node)
+                or not saturates(node, self.description.ranges.get(node.outputs[0].name or ""))
             ):
                 continue
             del self.placement.integer[node]
             self.placement.absorb(node, before)
-
-    def _saturates(self, clamp: ir.Node) -> bool:
-        """Return whether integers of the range of the result clamp as ``clamp`` does."""
-        bounds = clamp_bounds(clamp)
-        known = self.description.ranges.get(clamp.outputs[0].name or "")
-        return (
-            bounds is not None
-            and known is not None
-            and bounds[0] <= min(known[0], 0.0)
-            and max(known[1], 0.0) <= bounds[1]
-        )
 
     def results(self, node: ir.Node) -> list[ir.Value]:
         """Return the float values that ``node`` makes once clamps are absorbed."""

@@ -33,6 +33,7 @@ from graphopt.quantization.rules import (
     clamp_bounds,
     is_table,
     rule_of,
+    saturates,
     unsupported_form,
 )
 from graphopt.quantization.unions import Unions
@@ -193,22 +194,11 @@ class _Builder:
             or self.candidates[before].kind in ("move", "join")
             or source.is_graph_output()
             or len(source.uses()) != 1
-            or not self._saturates(node)
+            or not saturates(node, self.description.ranges.get(node.outputs[0].name or ""))
         ):
             return
         self.clamps[node] = before
         self.placement.absorb(node, before)
-
-    def _saturates(self, clamp: ir.Node) -> bool:
-        """Return whether integers of the range of the result clamp as ``clamp`` does."""
-        bounds = clamp_bounds(clamp)
-        known = self.description.ranges.get(clamp.outputs[0].name or "")
-        return (
-            bounds is not None
-            and known is not None
-            and bounds[0] <= min(known[0], 0.0)
-            and max(known[1], 0.0) <= bounds[1]
-        )
 
     def data_inputs(self, node: ir.Node, rule: Rule) -> list[ir.Value]:
         """Return the inputs that are quantized as activations."""

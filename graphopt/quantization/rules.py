@@ -141,6 +141,17 @@ def clamp_bounds(node: ir.Node) -> tuple[float, float] | None:
     return bounds[0], bounds[1]
 
 
+def saturates(clamp: ir.Node, known: tuple[float, float] | None) -> bool:
+    """Return whether integers of the range ``known`` of its result clamp as ``clamp`` does."""
+    bounds = clamp_bounds(clamp)
+    return (
+        bounds is not None
+        and known is not None
+        and bounds[0] <= min(known[0], 0.0)
+        and max(known[1], 0.0) <= bounds[1]
+    )
+
+
 def weight_axis(node: ir.Node) -> int:
     """Return the axis of the weights of a ``linear`` node that the output channels are on."""
     if is_onnx(node, "Conv"):
